@@ -1,0 +1,1 @@
+"""The ``mlaas`` command: thin faces of the workflows."""

@@ -1,0 +1,55 @@
+"""What commands print: tables for people on a terminal, one JSON line for programs, one line for an error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+
+from mlaas_ray.core.errors import MlaasError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Results go to standard output, and everything else (progress, hints, errors) to standard error.
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON line at the end, for programs.")]
+
+
+def emit(document: Any) -> None:
+    """Print a document as one JSON line on standard output."""
+    sys.stdout.write(json.dumps(document, allow_nan=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def fail(error: MlaasError) -> NoReturn:
+    """Print an error as one line and end with status 2."""
+    err.print(f"[bold red]error:[/] {_escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
+    raise typer.Exit(2)
+
+
+def command(function: Callable[P, R]) -> Callable[P, R]:
+    """Give a command its manner of failing: one line for what the user can mend, no traceback."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except MlaasError as error:
+            fail(error)
+        except KeyboardInterrupt:
+            err.print("stopped")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,23 @@
+"""The words the layers share: errors, locations, features, flattening, model packages."""
+
+from mlaas_ray.core.errors import MlaasError
+from mlaas_ray.core.features import Feature, FeatureSpec, Statistics
+from mlaas_ray.core.flatten import flatten, flatten_events
+from mlaas_ray.core.location import Location, locate
+from mlaas_ray.core.package import ModelPackage, Signature, Tensor, staging, write_package
+
+__all__ = [
+    "Feature",
+    "FeatureSpec",
+    "Location",
+    "MlaasError",
+    "ModelPackage",
+    "Signature",
+    "Statistics",
+    "Tensor",
+    "flatten",
+    "flatten_events",
+    "locate",
+    "staging",
+    "write_package",
+]

@@ -1,0 +1,263 @@
+"""FeatureSpec: which branches make a model's input, in which order, how long, and how they are scaled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mlaas_ray.core.errors import FeatureError
+
+SCHEMA_VERSION: Literal[1] = 1
+
+Normalisation = Literal["minmax", "standard", "none"]
+
+
+class Statistics(BaseModel):
+    """What the values of one branch look like; the moments are of the finite values only.
+
+    Attributes:
+        count: Finite values.
+        nan: Values that are NaN in the file.
+        infinite: Values that are plus or minus infinity.
+        min: Smallest finite value; None when there is none.
+        max: Largest finite value; None when there is none.
+        mean: Mean of the finite values.
+        std: Population standard deviation of the finite values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int = 0
+    nan: int = 0
+    infinite: int = 0
+    min: float | None = None
+    max: float | None = None
+    mean: float = 0.0
+    std: float = 0.0
+
+    @classmethod
+    def of(cls, values: npt.ArrayLike) -> Statistics:
+        """Measure an array of any shape."""
+        numbers = np.asarray(values, dtype=np.float64).ravel()
+        finite = numbers[np.isfinite(numbers)]
+        nan = int(np.isnan(numbers).sum())
+        infinite = len(numbers) - len(finite) - nan
+        if len(finite) == 0:
+            return cls(nan=nan, infinite=infinite)
+        return cls(
+            count=len(finite),
+            nan=nan,
+            infinite=infinite,
+            min=float(finite.min()),
+            max=float(finite.max()),
+            mean=float(finite.mean()),
+            std=float(finite.std()),
+        )
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Combine with the statistics of other values.
+
+        Pairwise update of mean and variance: Chan, Golub, LeVeque, "Updating formulae and a pairwise
+        algorithm for computing sample variances", 1979.
+        """
+        counts = {"nan": self.nan + other.nan, "infinite": self.infinite + other.infinite}
+        if self.count == 0 or other.count == 0:
+            return (other if self.count == 0 else self).model_copy(update=counts)
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        squares = self.std**2 * self.count + other.std**2 * other.count
+        squares += delta**2 * self.count * other.count / count
+        return Statistics(
+            count=count,
+            min=min(x for x in (self.min, other.min) if x is not None),
+            max=max(x for x in (self.max, other.max) if x is not None),
+            mean=self.mean + delta * other.count / count,
+            std=math.sqrt(squares / count),
+            **counts,
+        )
+
+
+class Feature(BaseModel):
+    """One branch of the input: a single column, or a jagged one padded to ``length`` columns.
+
+    Attributes:
+        name: Branch name.
+        kind: ``flat`` (one value an event) or ``jagged`` (any number of values an event).
+        length: Columns it fills: 1 for flat; for jagged, the objects kept of each event.
+        multiplicity: The most values seen in one event; None for flat.
+        statistics: What the first pass saw; None when there was no first pass.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    kind: Literal["flat", "jagged"]
+    length: int = Field(default=1, ge=0)
+    multiplicity: int | None = Field(default=None, ge=0)
+    statistics: Statistics | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Column names: the branch's own, or ``<branch>_<i>`` for each object kept."""
+        if self.kind == "flat":
+            return (self.name,)
+        return tuple(f"{self.name}_{i}" for i in range(self.length))
+
+
+class FeatureSpec(BaseModel):
+    """The contract between files, training and serving: what a row of ``(features,)`` means.
+
+    The order is MLaaS4HEP's: flat branches sorted by name, then jagged branches sorted by name, each
+    padded with NaN to its length. The same object orders and pads an event in training and in serving,
+    and its normalisation is built into the exported model.
+
+    Attributes:
+        features: Branches in column order.
+        normalisation: How the model's first layer scales a value: ``minmax`` to [0, 1], ``standard`` to
+            zero mean and unit deviation, or ``none``.
+        entries: Events the statistics were made from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    representation: Literal["vector"] = "vector"
+    features: tuple[Feature, ...]
+    normalisation: Normalisation = "minmax"
+    entries: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> FeatureSpec:
+        if not self.columns:
+            raise ValueError("a FeatureSpec needs at least one column")
+        twice = [name for name, count in Counter(self.columns).items() if count > 1]
+        if twice:
+            raise ValueError(f"columns of the same name: {', '.join(sorted(twice)[:5])}")
+        order = [(feature.kind == "jagged", feature.name) for feature in self.features]
+        if order != sorted(order):
+            raise ValueError("features must be flat before jagged, each sorted by name: use FeatureSpec.of")
+        return self
+
+    @classmethod
+    def of(
+        cls, features: list[Feature], *, normalisation: Normalisation = "minmax", entries: int = 0
+    ) -> FeatureSpec:
+        """Put features in their order and make the spec.
+
+        Raises:
+            FeatureError: When there is no column, or two have the same name.
+        """
+        ordered = tuple(sorted(features, key=lambda feature: (feature.kind == "jagged", feature.name)))
+        try:
+            return cls(features=ordered, normalisation=normalisation, entries=entries)
+        except ValidationError as error:
+            raise FeatureError(
+                _reasons(error), "Choose the branches with inputs.include and inputs.exclude"
+            ) from None
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, in order."""
+        return tuple(column for feature in self.features for column in feature.columns)
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return len(self.columns)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Position of each column."""
+        return {column: i for i, column in enumerate(self.columns)}
+
+    @cached_property
+    def starts(self) -> dict[str, int]:
+        """Position of each branch's first column."""
+        starts, position = {}, 0
+        for feature in self.features:
+            starts[feature.name] = position
+            position += len(feature.columns)
+        return starts
+
+    @cached_property
+    def by_name(self) -> dict[str, Feature]:
+        """Features by branch name."""
+        return {feature.name: feature for feature in self.features}
+
+    def affine(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return ``offset`` and ``scale``, each ``(features,)``: normalised = (x - offset) * scale.
+
+        A column whose values are all equal is shifted to zero and not scaled; one that was never seen is
+        left as it is.
+        """
+        offset = np.zeros(self.width)
+        scale = np.ones(self.width)
+        for feature in self.features:
+            seen = feature.statistics
+            if self.normalisation == "none" or seen is None or seen.min is None or seen.max is None:
+                continue
+            columns = slice(self.starts[feature.name], self.starts[feature.name] + len(feature.columns))
+            centre, spread = (
+                (seen.min, seen.max - seen.min) if self.normalisation == "minmax" else (seen.mean, seen.std)
+            )
+            offset[columns] = centre
+            # a spread float32 cannot hold would scale to infinity
+            if spread > np.finfo(np.float32).tiny:
+                scale[columns] = 1.0 / spread
+        return offset.astype(np.float32), scale.astype(np.float32)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the content: equal specs have equal digests, whoever wrote the JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Write as JSON, with the digest that :meth:`from_json` checks."""
+        return json.dumps({**self.model_dump(mode="json"), "sha256": self.digest}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> FeatureSpec:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            FeatureError: When it is not a FeatureSpec, is of a newer schema, or was changed since.
+        """
+        try:
+            content: dict[str, Any] = dict(json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise FeatureError(f"not a FeatureSpec: {error}", "Write it with FeatureSpec.to_json") from None
+        version = content.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise FeatureError(f"FeatureSpec schema {version} is unknown here", "Upgrade mlaas-ray")
+        written = content.pop("sha256", None)
+        try:
+            spec = cls.model_validate(content)
+        except ValidationError as error:
+            raise FeatureError(
+                f"not a FeatureSpec: {_reasons(error)}", "Write it with FeatureSpec.to_json"
+            ) from None
+        if written is not None and written != spec.digest:
+            raise FeatureError(
+                "the FeatureSpec was changed after it was written",
+                "Restore the file, or take out its sha256 if the change is meant",
+            )
+        return spec
+
+
+def _reasons(error: ValidationError) -> str:
+    """Put pydantic's complaints on one line."""
+    return "; ".join(
+        ".".join(map(str, item["loc"]))
+        + (": " if item["loc"] else "")
+        + item["msg"].removeprefix("Value error, ")
+        for item in error.errors()
+    )

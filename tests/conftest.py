@@ -1,0 +1,44 @@
+"""Fixtures every test may use: a Ray of one's own, small and local."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports Ray.
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_AUTH_MODE="disabled",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    TF_CPP_MIN_LOG_LEVEL="2",
+)
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray of four logical CPUs, started for these tests and stopped after them."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=500_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real ROOT files; tests that want it are skipped where it is not."""
+    folder = Path(os.environ.get("MLAAS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data")).absolute()
+    if not folder.is_dir():
+        pytest.skip(f"no real ROOT files in {folder} (set MLAAS_REAL_DATA)")
+    return folder
