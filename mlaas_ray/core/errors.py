@@ -45,7 +45,9 @@ class MlaasError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.message}. {self.remedy}." if self.remedy else f"{self.message}."
+        return " ".join(
+            text if text[-1] in ".?!" else f"{text}." for text in (self.message, self.remedy) if text
+        )
 
     def __reduce__(self) -> tuple[type[MlaasError], tuple[str, str]]:
         # OSError among the bases would otherwise pickle its own idea of the arguments.

@@ -1,0 +1,75 @@
+"""Spreading a function over the cluster, a bounded number at a time, with a progress bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mlaas_ray.core.errors import MlaasError
+
+T = TypeVar("T")
+
+
+def spread(
+    function: Callable[..., T],
+    arguments: Iterable[tuple[Any, ...]],
+    *,
+    description: str,
+    progress: bool | None = None,
+) -> list[T]:
+    """Call a function of an importable module once for each set of arguments, in Ray tasks.
+
+    Args:
+        function: Module-level, with arguments and results that pickle.
+        arguments: One tuple a call.
+        description: What the progress bar says.
+        progress: Whether to show a bar on standard error; None for only when that is a terminal.
+
+    Returns:
+        The results, in the order of the arguments.
+
+    Raises:
+        MlaasError: The first that a call raised, as it was raised.
+    """
+    calls = list(arguments)
+    if not ray.is_initialized():
+        ray.init()
+    task = ray.remote(function)
+    # Enough in flight to keep every CPU busy, few enough that results do not pile up.
+    window = max(4, 2 * int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+    results: dict[int, T] = {}
+    waiting: dict[ray.ObjectRef[T], int] = {}
+    queue = iter(enumerate(calls))
+    shown = sys.stderr.isatty() if progress is None else progress
+    with _bar(disable=not shown or not calls) as bar:
+        line = bar.add_task(description, total=len(calls))
+        try:
+            while len(results) < len(calls):
+                while len(waiting) < window and (item := next(queue, None)) is not None:
+                    index, values = item
+                    waiting[task.remote(*values)] = index
+                (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+                results[waiting.pop(ready)] = ray.get(ready)
+                bar.advance(line)
+        except ray.exceptions.RayTaskError as error:
+            # What is in flight may finish by itself: cancelling it by force can bring Ray's driver down.
+            if isinstance(error.cause, MlaasError):
+                raise error.cause from None
+            raise
+    return [results[index] for index in range(len(calls))]
+
+
+def _bar(*, disable: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=disable,
+    )
