@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+# fixture xrootd_server
+pytest_plugins = ["tests.xrootd_server"]
+
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
