@@ -19,9 +19,15 @@ SCHEMA_VERSION: Literal[1] = 1
 
 Normalisation = Literal["minmax", "standard", "none"]
 
+# Python floats: numpy's own would have a comparison done in float32, where a wide range overflows.
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_TINY = float(np.finfo(np.float32).tiny)
+
 
 class Statistics(BaseModel):
     """What the values of one branch look like; the moments are of the finite values only.
+
+    A model's input is float32, so what is beyond its range counts as infinite.
 
     Attributes:
         count: Finite values.
@@ -47,7 +53,7 @@ class Statistics(BaseModel):
     def of(cls, values: npt.ArrayLike) -> Statistics:
         """Measure an array of any shape."""
         numbers = np.asarray(values, dtype=np.float64).ravel()
-        finite = numbers[np.isfinite(numbers)]
+        finite = numbers[np.abs(numbers) <= _FLOAT32_MAX]
         nan = int(np.isnan(numbers).sum())
         infinite = len(numbers) - len(finite) - nan
         if len(finite) == 0:
@@ -103,6 +109,12 @@ class Feature(BaseModel):
     length: int = Field(default=1, ge=0)
     multiplicity: int | None = Field(default=None, ge=0)
     statistics: Statistics | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Feature:
+        if self.kind == "flat" and self.length != 1:
+            raise ValueError(f"a flat branch has length 1, not {self.length}")
+        return self
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -210,7 +222,7 @@ class FeatureSpec(BaseModel):
             )
             offset[columns] = centre
             # a spread float32 cannot hold would scale to infinity
-            if spread > np.finfo(np.float32).tiny:
+            if spread > _FLOAT32_TINY:
                 scale[columns] = 1.0 / spread
         return offset.astype(np.float32), scale.astype(np.float32)
 

@@ -49,8 +49,9 @@ class Location:
 
     @property
     def is_pattern(self) -> bool:
-        """Whether the path holds glob characters."""
-        return any(character in self.path for character in "*?[")
+        """Whether the path holds glob characters; a URL's host and query do not count."""
+        path = self.path if self.is_local else urlsplit(self.path).path
+        return any(character in path for character in "*?[")
 
     def __str__(self) -> str:
         return self.path

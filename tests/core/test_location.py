@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlaas_ray.core.errors import JobError
+from mlaas_ray.core.location import Location, Protocol, locate
+
+
+@pytest.mark.parametrize(
+    ("text", "protocol", "path"),
+    [
+        ("data/a.root", Protocol.LOCAL, "data/a.root"),
+        ("  data/a.root\n", Protocol.LOCAL, "data/a.root"),
+        ("/data/with space.root", Protocol.LOCAL, "/data/with space.root"),
+        ("file:///data/with%20space.root", Protocol.LOCAL, "/data/with space.root"),
+        ("root://host:1094//store/a.root", Protocol.XROOTD, "root://host:1094//store/a.root"),
+        ("roots://host//a.root", Protocol.XROOTD, "roots://host//a.root"),
+        ("ROOT://host//a.root", Protocol.XROOTD, "ROOT://host//a.root"),
+        ("http://host/a.root", Protocol.HTTP, "http://host/a.root"),
+        ("https://host/a.root?x=1", Protocol.HTTP, "https://host/a.root?x=1"),
+        ("s3://bucket/a.root", Protocol.S3, "s3://bucket/a.root"),
+    ],
+)
+def test_a_path_and_a_url_are_told_apart(text: str, protocol: Protocol, path: str) -> None:
+    location = locate(text)
+    assert location == Location(protocol, path)
+    assert str(location) == path
+    assert location.is_local == (protocol is Protocol.LOCAL)
+
+
+def test_a_home_directory_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/marie")
+    assert locate("~/a.root").path == "/home/marie/a.root"
+    assert locate(Path("~/a.root")).path == "/home/marie/a.root"
+
+
+@pytest.mark.parametrize(
+    "text", ["data/*.root", "data/run?.root", "data/run[12].root", "root://[::1]//d/*.root"]
+)
+def test_glob_characters_make_a_pattern(text: str) -> None:
+    assert locate(text).is_pattern
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data/a.root",
+        "https://host/a.root?version=*",
+        "root://host//a.root?authz=token",
+        "root://[::1]:1094//a.root",
+    ],
+)
+def test_plain_paths_queries_and_ipv6_hosts_are_no_patterns(text: str) -> None:
+    assert not locate(text).is_pattern
+
+
+def test_an_unknown_protocol_is_refused_with_the_nearest() -> None:
+    with pytest.raises(JobError, match=r"unknown protocol 'rooot'.*Did you mean 'root'"):
+        locate("rooot://host//a.root")
+
+
+@pytest.mark.parametrize("text", ["", "   "])
+def test_an_empty_name_is_refused(text: str) -> None:
+    with pytest.raises(JobError, match="empty file name"):
+        locate(text)
