@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = Non
         ``(events, features)`` float32.
 
     Raises:
-        FeatureError: When a branch is missing, of the wrong kind, or not numeric.
+        FeatureError: When a branch is missing, of the wrong kind or number of events, or not numeric.
     """
     missing = [feature.name for feature in spec.features if feature.name not in arrays]
     if missing:
@@ -45,9 +46,13 @@ def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = Non
     for feature in spec.features:
         start = spec.starts[feature.name]
         if feature.kind == "flat":
-            out[:, start] = _flat(arrays[feature.name], feature)
+            values = _flat(arrays[feature.name], feature)
+            _check_events(feature, len(values), spec.features[0], events)
+            with np.errstate(over="ignore"):  # what is beyond float32 is infinite
+                out[:, start] = values
             continue
         own, content = _jagged(arrays[feature.name], feature)
+        _check_events(feature, len(own) - 1, spec.features[0], events)
         # Branches of one collection follow each other and share their offsets: index them once.
         if offsets is None or not np.array_equal(own, offsets):
             offsets = own
@@ -55,10 +60,11 @@ def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = Non
             event = np.repeat(np.arange(events, dtype=np.int64), counts)
             slot = np.arange(len(event), dtype=np.int64) - np.repeat(own[:-1], counts)
         keep = slot < feature.length
-        if keep.all():
-            cells[event * spec.width + (start + slot)] = content
-        else:
-            cells[event[keep] * spec.width + (start + slot[keep])] = content[keep]
+        with np.errstate(over="ignore"):
+            if keep.all():
+                cells[event * spec.width + (start + slot)] = content
+            else:
+                cells[event[keep] * spec.width + (start + slot[keep])] = content[keep]
     return out
 
 
@@ -75,31 +81,50 @@ def flatten_events(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Ro
             values that are not numbers.
     """
     rows = np.full((len(events), spec.width), np.nan, dtype=np.float32)
-    for row, event in zip(rows, events, strict=True):
-        for name, value in event.items():
-            feature = spec.by_name.get(name)
-            if feature is None:
-                raise EventError(f"the model knows no branch {name!r}", nearest(name, spec.by_name))
-            if value is None:
-                continue
-            start = spec.starts[name]
-            if feature.kind == "flat":
-                row[start] = _number(value, name)
-                continue
-            if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
-                raise EventError(f"{name!r} is jagged, but {value!r} is no list", f'Send "{name}": [{value}]')
-            for slot in range(min(len(value), feature.length)):
-                item = value[slot]
-                row[start + slot] = np.nan if item is None else _number(item, name)
+    with np.errstate(over="ignore"):  # what is beyond float32 is infinite
+        for row, event in zip(rows, events, strict=True):
+            for name, value in event.items():
+                feature = spec.by_name.get(name)
+                if feature is None:
+                    raise EventError(f"the model knows no branch {name!r}", nearest(name, spec.by_name))
+                if value is not None:
+                    _fill(row, spec.starts[name], feature, value)
     return rows
 
 
+def _fill(row: Rows, start: int, feature: Feature, value: Any) -> None:
+    """Put the value or values of one branch into its columns of one row ``(features,)``."""
+    name = feature.name
+    if feature.kind == "flat":
+        row[start] = _number(value, name)
+        return
+    if not _is_list(value):
+        raise EventError(f"{name!r} is jagged, but {value!r} is no list", f'Send "{name}": [{value}]')
+    for slot in range(min(len(value), feature.length)):
+        item = value[slot]
+        row[start + slot] = np.nan if item is None else _number(item, name)
+
+
+def _is_list(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool | int | float | np.number | np.bool_):
-        return float(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, bool | int | float | np.integer | np.floating | np.bool_):
+        try:
+            return float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            return math.inf if value > 0 else -math.inf
+    if _is_list(value):
         raise EventError(f"{name!r} has one value an event, but a list was sent", f'Send "{name}": number')
     raise EventError(f"{name!r}: {value!r} is not a number", "Send numbers, or null for no value")
+
+
+def _check_events(feature: Feature, found: int, first: Feature, events: int) -> None:
+    if found != events:
+        raise FeatureError(f"{feature.name!r} has values for {found} events, {first.name!r} for {events}")
 
 
 def _flat(values: Any, feature: Feature) -> npt.NDArray[Any]:
@@ -118,6 +143,8 @@ def _jagged(values: Any, feature: Feature) -> tuple[npt.NDArray[np.int64], npt.N
     array = values if isinstance(values, ak.Array) else ak.Array(values)
     if array.ndim != 2:
         raise FeatureError(f"{feature.name!r} is jagged in the FeatureSpec, but has {array.ndim} axes here")
+    if array.layout.is_option:  # a list that is missing is an empty one
+        array = ak.fill_none(array, [], axis=0)
     layout = array.layout
     if not isinstance(layout, ak.contents.ListOffsetArray) or layout.offsets[0] != 0:
         layout = ak.to_packed(ak.from_regular(array, axis=1)).layout.to_ListOffsetArray64(True)
