@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 
+from mlaas_ray import __version__
 from mlaas_ray.core.errors import MlaasError
 
 P = ParamSpec("P")
@@ -21,6 +22,25 @@ out = Console()
 err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line at the end, for programs.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster: 'auto' (this machine's) or host:port. Default: RAY_ADDRESS, else one of its own.",
+        show_default=False,
+    ),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"mlaas-ray {__version__}", highlight=False)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+]
 
 
 def emit(document: Any) -> None:

@@ -1,0 +1,53 @@
+"""The ``mlaas`` command and its subcommands."""
+
+from __future__ import annotations
+
+import typer
+
+from mlaas_ray.cli.inspect import inspect
+from mlaas_ray.cli.models import models_app
+from mlaas_ray.cli.output import Version
+from mlaas_ray.cli.predict import predict
+from mlaas_ray.cli.quickstart import quickstart
+from mlaas_ray.cli.serve import serve
+from mlaas_ray.cli.train import train
+
+app = typer.Typer(
+    name="mlaas",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def mlaas(version: Version = False) -> None:
+    """Machine learning as a service for high-energy physics.
+
+    ROOT files, wherever they are, to a trained model, to predictions over HTTP:
+
+        [bold]mlaas inspect[/] data/*.root       what is in the files
+        [bold]mlaas train[/] job.yaml            stream them, train, publish
+        [bold]mlaas serve[/]                     answer predictions
+        [bold]mlaas predict[/] NAME --event …    ask for one
+
+    New here? [bold]mlaas quickstart[/] does all of it on simulated events.
+    """
+
+
+app.command("inspect")(inspect)
+app.command("train")(train)
+app.command("serve")(serve)
+app.add_typer(models_app, name="models")
+app.command("predict")(predict)
+app.command("quickstart")(quickstart)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

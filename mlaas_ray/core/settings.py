@@ -1,0 +1,75 @@
+"""Settings that check themselves: an unknown key is refused with its path and the nearest known one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlaas_ray.core.errors import JobError, nearest
+
+
+class Settings(BaseModel):
+    """A frozen group of settings; groups nest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of(cls, values: Any, what: str) -> Self:
+        """Check values that came from outside, such as a YAML file's.
+
+        Args:
+            values: A mapping.
+            what: What they are, for messages: ``the job file job.yaml``.
+
+        Raises:
+            JobError: For the first thing that is wrong, with its path.
+        """
+        if not isinstance(values, Mapping):
+            raise JobError(
+                f"{what} holds no keys and values, but {type(values).__name__}", "Write 'key: value' lines"
+            )
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise _explain(error, cls, what) from None
+
+
+def _explain(error: ValidationError, root: type[BaseModel], what: str) -> JobError:
+    # Of several complaints the unknown key is the likeliest cause of the others.
+    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    # pydantic also puts the branch of a union it tried into the path: no key of the user's
+    path = [part for part in first["loc"] if not (isinstance(part, str) and _is_internal(part))]
+    where = ".".join(map(str, path))
+    if first["type"] == "extra_forbidden":
+        known = _fields(root, path[:-1])
+        return JobError(f"unknown key {where!r} in {what}", nearest(str(path[-1]), known))
+    if first["type"] == "missing":
+        return JobError(f"{what} lacks the key {where!r}", "Add it")
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], Mapping) else f" (it is {first['input']!r})"
+    return JobError(f"{what}: {where + ': ' if where else ''}{message}{given}", "Correct it")
+
+
+def _is_internal(part: str) -> bool:
+    return any(mark in part for mark in "[(") or part in {"str", "int", "float", "bool"}
+
+
+def _fields(model: type[BaseModel], path: list[Any]) -> list[str]:
+    """Return the keys known at a path, by walking the annotations."""
+    current: Any = model
+    for part in path:
+        models = _models(current)
+        current = (
+            models[0].model_fields[part].annotation if models and part in models[0].model_fields else current
+        )
+    models = _models(current)
+    return [field.alias or name for name, field in models[0].model_fields.items()] if models else []
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the settings classes that an annotation such as ``dict[str, Dataset]`` mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in getattr(annotation, "__args__", ()) for model in _models(argument)]

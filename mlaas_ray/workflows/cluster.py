@@ -1,0 +1,75 @@
+"""The Ray a command runs on: the cluster it was told of, or one of its own that ends with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from mlaas_ray.core.errors import ServiceError
+from mlaas_ray.streaming.xrootd import SETTINGS as XROOTD_SETTINGS
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[None]:
+    """Run a block on Ray.
+
+    A Ray that this process already uses is left as it is. Otherwise the address decides, then
+    ``RAY_ADDRESS`` (which ``ray job submit`` sets); without either, a Ray of this process's own is started
+    on this machine and stopped after the block.
+
+    Args:
+        address: ``auto`` for the cluster of this machine, ``host:port`` of a head node, or ``local``.
+
+    Raises:
+        ServiceError: When the cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own: dict[str, Any] = {}
+    if where == "local":
+        # Ray turns token authentication on by itself where it finds a token; this one serves nobody else.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        own["include_dashboard"] = False
+    # A worker must have the time-outs before anything loads XRootD in it.
+    variables = {name: os.environ.get(name, value) for name, value in XROOTD_SETTINGS.items()}
+    try:
+        ray.init(
+            address=where,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": variables},
+            **own,
+        )
+    except ConnectionError as error:
+        raise ServiceError(
+            f"no Ray cluster answers at {where!r} ({error})",
+            "Start one with 'ray start --head', or leave it out",
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def durable(folder: str | os.PathLike[str]) -> Path:
+    """Return where a relative output folder lies: below the current one, unless that is a passing copy.
+
+    ``ray job submit --working-dir`` runs in a copy of the folder, which Ray deletes some time after the job:
+    there, output goes below ``MLAAS_HOME``, or ``~/mlaas``, instead.
+    """
+    path = Path(folder).expanduser()
+    if path.is_absolute():
+        return path
+    current = Path.cwd()
+    if "runtime_resources" in current.parts:
+        return Path(os.environ.get("MLAAS_HOME") or Path.home() / "mlaas").absolute() / path
+    return current / path

@@ -1,0 +1,221 @@
+"""Job: what a training job file may say, checked before a byte is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
+
+from mlaas_ray.core.errors import JobError, LabelError
+from mlaas_ray.core.features import Normalisation
+from mlaas_ray.core.location import locate
+from mlaas_ray.core.package import check_name
+from mlaas_ray.core.settings import Settings
+from mlaas_ray.streaming import Sample
+from mlaas_ray.training import TrainSettings
+
+
+def _listed(value: Any) -> Any:
+    """Let one name stand for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class DatasetSettings(Settings):
+    """One dataset: files of one class.
+
+    Attributes:
+        files: Paths, globs, folders, text files of them, or ``root://`` URLs.
+        tree: Name of the TTree; left out, the only one of each file, or ``Events`` among several.
+        label: 0 for background, 1 for signal.
+    """
+
+    files: Annotated[Names, Field(min_length=1)]
+    tree: str | None = None
+    label: int
+
+
+class ObjectSettings(Settings):
+    """One collection of objects, such as ``Jet``.
+
+    Attributes:
+        length: Objects to keep of each event; left out, the largest multiplicity seen.
+    """
+
+    length: int = Field(ge=1)
+
+
+class InputSettings(Settings):
+    """What the model sees.
+
+    Attributes:
+        representation: ``vector``: one row of numbers an event, NaN where there is no value.
+        include: Branch names or globs; left out, every numeric branch.
+        exclude: Branch names or globs to leave out.
+        objects: By collection (``Jet`` for every jagged ``Jet_*``) or branch.
+        normalise: How the model's first layer scales: ``minmax`` | ``standard`` | ``none``.
+    """
+
+    representation: Literal["vector"] = "vector"
+    include: Names | None = None
+    exclude: Names = ()
+    objects: dict[str, ObjectSettings] = Field(default_factory=dict)
+    normalise: Normalisation = "minmax"
+
+
+class SplitSettings(Settings):
+    """Fractions of the events, split by a hash so that an event never changes side.
+
+    Attributes:
+        train: What the model learns from; left out, the rest.
+        validation: What it is judged by after each epoch.
+        test: What is not touched.
+    """
+
+    train: float | None = Field(default=None, gt=0, le=1)
+    validation: float = Field(default=0.2, gt=0, lt=1)
+    test: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> SplitSettings:
+        rest = self.validation + self.test
+        if rest >= 1 or (self.train is not None and self.train + rest > 1 + 1e-9):
+            raise ValueError("the fractions must leave something for train and sum to at most 1")
+        return self
+
+    @property
+    def parts(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The intervals of [0, 1) for training and validation."""
+        train = 1.0 - self.validation - self.test if self.train is None else self.train
+        # 0.7 + 0.3 may fall short of 1 by rounding, and the hash's last interval must reach it.
+        stop = train + self.validation
+        return (0.0, train), (train, 1.0 if stop > 1 - 1e-9 else stop)
+
+
+class PublishSettings(Settings):
+    """Where the package goes when training is done.
+
+    Attributes:
+        name: Name in the repository; left out, the job's.
+        repository: Folder; left out, what the command or ``MLAAS_REPOSITORY`` says, or ``./models``.
+    """
+
+    name: str | None = None
+    repository: str | None = None
+
+
+class Job(Settings):
+    """A training job.
+
+    Attributes:
+        name: Name of the model.
+        seed: Of the split, the order and the weights at the start.
+        datasets: By name.
+        inputs: What the model sees.
+        split: What it is judged by.
+        model: ``mlp``, a file ``my_models.py`` with ``model(input_dim)``, or ``package.module:function``.
+        framework: ``torch`` or ``keras``.
+        train: How it learns.
+        storage: Folder or URL of runs: checkpoints and packages.
+        publish: Where the package goes; left out, it is only written.
+    """
+
+    name: str = "model"
+    seed: int = Field(default=0, ge=0)
+    datasets: dict[str, DatasetSettings] = Field(min_length=1)
+    inputs: InputSettings = InputSettings()
+    split: SplitSettings = SplitSettings()
+    model: str = "mlp"
+    framework: Literal["torch", "keras"] = "torch"
+    train: TrainSettings = TrainSettings()
+    storage: str = "runs"
+    publish: PublishSettings | None = None
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Job:
+        for name in (self.name, self.publish.name if self.publish else None):
+            if name is not None:
+                check_name(name)
+        return self
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Job:
+        """Read a YAML (or JSON) job file.
+
+        Paths in it are looked for from the current folder, and then from the job file's own.
+
+        Raises:
+            JobError: When there is no such file, or something in it is wrong.
+            LabelError: When the labels are of one class only, or not 0 and 1.
+        """
+        file = Path(path)
+        what = f"the job file {file}"
+        try:
+            content = yaml.safe_load(file.read_text())
+        except OSError as error:
+            raise JobError(f"cannot read {what}: {error.strerror}", "Check the path") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise JobError(f"{what} is not YAML: {' '.join(str(error).split())}", "Correct it") from None
+        job = cls.of(content, what)
+        job.check_labels()
+        return job._resolved(file.absolute().parent)
+
+    def check_labels(self) -> None:
+        """Refuse labels that no binary classifier can be trained on.
+
+        Raises:
+            LabelError: When there is one class only, or a label that is not 0 or 1.
+        """
+        labels = {name: dataset.label for name, dataset in self.datasets.items()}
+        strange = {name: label for name, label in labels.items() if label not in (0, 1)}
+        if strange:
+            name, label = next(iter(strange.items()))
+            raise LabelError(
+                f"dataset {name!r} has the label {label}", "Use 0 for background and 1 for signal"
+            )
+        if len(set(labels.values())) < 2:
+            only = next(iter(labels.values()))
+            raise LabelError(
+                f"every dataset ({', '.join(labels)}) has the label {only}: there is nothing to tell apart",
+                f"Add a dataset with label {1 - only}",
+            )
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The datasets, as the streaming layer takes them."""
+        return [Sample(list(d.files), d.tree, float(d.label), name) for name, d in self.datasets.items()]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Objects to keep, by collection."""
+        return {name: settings.length for name, settings in self.inputs.objects.items()}
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes in the order of their labels, made of the datasets' names."""
+        return ["+".join(name for name, d in self.datasets.items() if d.label == label) for label in (0, 1)]
+
+    def _resolved(self, folder: Path) -> Job:
+        """Find relative paths that are not there from the current folder beside the job file."""
+        datasets = {
+            name: dataset.model_copy(update={"files": tuple(_beside(file, folder) for file in dataset.files)})
+            for name, dataset in self.datasets.items()
+        }
+        model = _beside(self.model, folder) if self.model.endswith(".py") else self.model
+        return self.model_copy(update={"datasets": datasets, "model": model})
+
+
+def _beside(name: str, folder: Path) -> str:
+    location = locate(name)
+    path = Path(location.path)
+    if not location.is_local or path.is_absolute() or path.exists():
+        return name
+    beside = folder / path
+    if beside.exists() or (location.is_pattern and not any(Path().glob(name)) and any(folder.glob(name))):
+        return str(beside)
+    return name

@@ -1,0 +1,124 @@
+"""train: a job to a model package; publish: the package to the repository."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mlaas_ray.core.errors import JobError
+from mlaas_ray.core.location import locate
+from mlaas_ray.core.package import ModelPackage, staging, write_package
+from mlaas_ray.repository import ModelVersion, Repository
+from mlaas_ray.streaming import FirstPass, first_pass, read_events
+from mlaas_ray.training import EpochReport, fit
+from mlaas_ray.workflows.cluster import connected, durable
+from mlaas_ray.workflows.job import Job
+from mlaas_ray.workflows.lineage import lineage
+
+
+def train(
+    job: Job,
+    *,
+    address: str | None = None,
+    progress: bool | None = None,
+    on_first_pass: Callable[[FirstPass], None] | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> ModelPackage:
+    """Train what a job describes.
+
+    Args:
+        job: The job.
+        address: Ray cluster; see :func:`~mlaas_ray.workflows.cluster.connected`.
+        progress: Whether the first pass shows a bar; None for only on a terminal.
+        on_first_pass: Called with what the first pass found.
+        on_epoch: Called after each epoch.
+
+    Returns:
+        The package, in a folder of its own below ``job.storage``. Its metrics hold ``validation`` (``auc``,
+        ``loss``, ``accuracy``), ``training``, ``history``, ``events`` (seen in all epochs), ``seconds`` (of
+        training) and ``events_per_s``.
+
+    Raises:
+        JobError: When the job contradicts itself.
+        DataError: Naming the file, tree and branch that cannot be used.
+        ModelError: When the model cannot be built, trained or exported.
+    """
+    job.check_labels()
+    storage = _storage(job)
+    run = storage / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    with connected(address):
+        found = first_pass(
+            job.samples,
+            include=job.inputs.include,
+            exclude=job.inputs.exclude,
+            lengths=job.lengths,
+            normalisation=job.inputs.normalise,
+            progress=progress,
+        )
+        if on_first_pass:
+            on_first_pass(found)
+        learn, judge = job.split.parts
+        trained = fit(
+            read_events(found, part=learn, seed=job.seed, shuffle=True),
+            read_events(found, part=judge, seed=job.seed),
+            found.features,
+            name=job.name,
+            model=job.model,
+            framework=job.framework,
+            settings=job.train,
+            seed=job.seed,
+            storage=run,
+            on_epoch=on_epoch,
+        )
+    with staging(run / "package") as folder:
+        # what the training layer exported: the model file(s) and the sample
+        shutil.copytree(trained.folder, folder, dirs_exist_ok=True)
+        write_package(
+            folder,
+            name=job.name,
+            framework=job.framework,
+            model_format=trained.model_format,
+            signature=trained.signature,
+            task="binary",
+            features=found.features,
+            labels=job.classes,
+            metrics={
+                **trained.metrics,
+                "events": trained.events,
+                "seconds": trained.seconds,
+                "events_per_s": trained.events_per_s,
+            },
+            lineage=lineage(job, found),
+        )
+    return ModelPackage(run / "package")
+
+
+def publish(
+    job: Job, package: ModelPackage, repository: str | os.PathLike[str] | None = None
+) -> ModelVersion:
+    """Put a package into the repository.
+
+    Args:
+        job: Its ``publish`` section may name the model and the repository.
+        package: What :func:`train` returned.
+        repository: Folder to use where the job names none; None for ``MLAAS_REPOSITORY`` or ``./models``.
+
+    Returns:
+        Name and version.
+    """
+    wish = job.publish
+    folder = (wish and wish.repository) or repository or os.environ.get("MLAAS_REPOSITORY") or "models"
+    return Repository(durable(folder)).publish(package, wish.name if wish else None)
+
+
+def _storage(job: Job) -> Path:
+    location = locate(job.storage)
+    if not location.is_local:
+        raise JobError(
+            f"storage {job.storage!r} is no folder", "Give a folder that all nodes of the cluster see"
+        )
+    return durable(location.path)
