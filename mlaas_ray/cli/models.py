@@ -1,0 +1,227 @@
+"""``mlaas models``: what is published, in a repository's folder or at a running service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from mlaas_ray.cli.output import Json, command, emit, out
+from mlaas_ray.core.errors import MlaasError
+
+if TYPE_CHECKING:
+    from mlaas_ray.core.package import ModelPackage
+    from mlaas_ray.repository import ModelVersion
+
+EPILOG = """
+[bold]Examples[/]
+
+mlaas models list
+
+mlaas models show higgs:2
+
+mlaas models publish runs/higgs --name higgs
+
+mlaas models publish model.onnx --name higgs --url http://127.0.0.1:8083
+
+mlaas models delete higgs:1
+"""
+
+app = typer.Typer(
+    help="List, show, publish and delete models, in a folder or (with --url) at a running service.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+Repo = Annotated[
+    Path,
+    typer.Option("--repository", "-r", envvar="MLAAS_REPOSITORY", help="Folder with the published models."),
+]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", "-u", help="Ask a running service instead, such as http://127.0.0.1:8083."),
+]
+Model = Annotated[
+    str, typer.Argument(metavar="NAME[:VERSION]", help="The model; its newest version if alone.")
+]
+MODELS = Path("models")
+
+
+@app.command("list")
+@command
+def list_models(repository: Repo = MODELS, url: Url = None, json_line: Json = False) -> None:
+    """List the models and their versions."""
+    models = _remote_models(url) if url else _local_models(repository)
+    if json_line:
+        emit({"models": models})
+        return
+    if not models:
+        where = url or repository
+        out.print(f"no models in {where}: publish one with mlaas models publish PACKAGE", highlight=False)
+        return
+    table = Table("model", "versions", "format", "columns", "AUC", "created")
+    for model in models:
+        numbers = ", ".join(map(str, model["versions"]))
+        auc = "" if model["auc"] is None else f"{model['auc']:.4f}"
+        error = f"[red]{escape(model['error'])}[/]" if model["error"] else str(model["format"])
+        table.add_row(model["name"], numbers, error, str(model["width"] or ""), auc, model["created"] or "")
+    out.print(table)
+
+
+@app.command()
+@command
+def show(model: Model, repository: Repo = MODELS, url: Url = None, json_line: Json = False) -> None:
+    """Show one version: its columns, labels, metrics and where it comes from."""
+    details = _remote_details(url, model) if url else _local_details(repository, model)
+    if json_line:
+        emit(details)
+        return
+    table = Table(show_header=False)
+    for name, value in details.items():
+        if value not in (None, "", [], {}):
+            table.add_row(name, escape(_shown(value)))
+    out.print(table)
+
+
+@app.command()
+@command
+def publish(
+    package: Annotated[Path, typer.Argument(help="Folder that mlaas train wrote.")],
+    name: Annotated[str | None, typer.Option(help="Publish under this name.")] = None,
+    repository: Repo = MODELS,
+    url: Url = None,
+    json_line: Json = False,
+) -> None:
+    """Publish a package as the next version of its name; a running service answers with it at once.
+
+    With --url also a SavedModel folder, an ONNX file, or a tar of one.
+    """
+    if url:
+        from mlaas_ray.client import Client
+
+        with Client(url) as client:
+            published, number = client.upload(package, name)
+    else:
+        from mlaas_ray.core.package import ModelPackage
+        from mlaas_ray.repository import Repository
+
+        version = Repository(repository).publish(ModelPackage(package), name)
+        published, number = version.name, version.version
+    if json_line:
+        emit({"name": published, "version": number})
+    else:
+        out.print(f"published {published}:{number} in {url or repository}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@command
+def delete(model: Model, repository: Repo = MODELS, url: Url = None, json_line: Json = False) -> None:
+    """Delete a version (NAME:VERSION), or all versions of a model (NAME)."""
+    if url:
+        from mlaas_ray.client import Client
+
+        with Client(url) as client:
+            deleted = client.delete(model)
+    else:
+        from mlaas_ray.repository import ModelVersion, Repository
+
+        deleted = [str(version) for version in Repository(repository).delete(*ModelVersion.parse(model))]
+    if json_line:
+        emit({"deleted": deleted})
+    else:
+        out.print(f"deleted {', '.join(deleted)}", highlight=False)
+
+
+def _local_models(folder: Path) -> list[dict[str, Any]]:
+    from mlaas_ray.repository import Repository
+
+    repository = Repository(folder)
+    models = []
+    for name in repository.names():
+        row: dict[str, Any] = {"name": name, "versions": []}
+        row |= {"format": None, "width": None, "auc": None, "created": None, "error": None}
+        try:
+            row["versions"] = repository.versions(name)
+            package = repository.get(name)
+            row |= {"format": package.manifest.model_format, "width": package.signature.width}
+            row |= {"auc": _auc(package.metrics), "created": _when(package.manifest.created.isoformat())}
+        except (MlaasError, ValueError) as error:  # one damaged package does not hide the others
+            row["error"] = str(error)
+        models.append(row)
+    return models
+
+
+def _remote_models(url: str) -> list[dict[str, Any]]:
+    from mlaas_ray.client import Client
+
+    with Client(url) as client:
+        return [
+            {
+                "name": model["name"],
+                "versions": model.get("versions", [model["version"]]),
+                "format": model.get("format"),
+                "width": model.get("width"),
+                "auc": None,
+                "created": _when(model.get("created")),
+                "error": model.get("error"),
+            }
+            for model in client.models()
+        ]
+
+
+def _local_details(folder: Path, model: str) -> dict[str, Any]:
+    from mlaas_ray.repository import ModelVersion, Repository
+
+    repository = Repository(folder)
+    name, number = ModelVersion.parse(model)
+    version = repository.latest(name) if number is None else ModelVersion(name, number)
+    package = repository.get(version.name, version.version)
+    return _details(version, package, repository.versions(name))
+
+
+def _details(version: ModelVersion, package: ModelPackage, versions: list[int]) -> dict[str, Any]:
+    features = package.features
+    return {
+        "name": version.name,
+        "version": version.version,
+        "versions": versions,
+        "path": str(package.path),
+        "format": package.manifest.model_format,
+        "framework": package.manifest.framework,
+        "created": package.manifest.created.isoformat(),
+        "width": package.signature.width,
+        "columns": list(features.columns) if features else None,
+        "classes": package.labels,
+        "metrics": package.metrics,
+        "signature": package.signature.model_dump(mode="json"),
+        "lineage": package.lineage,
+    }
+
+
+def _remote_details(url: str, model: str) -> dict[str, Any]:
+    from mlaas_ray.client import Client
+
+    with Client(url) as client:
+        return client.params(model)
+
+
+def _auc(metrics: dict[str, Any]) -> float | None:
+    validation = metrics.get("validation")
+    auc = validation.get("auc") if isinstance(validation, dict) else None
+    return float(auc) if isinstance(auc, int | float) else None
+
+
+def _when(created: str | None) -> str | None:
+    return created[:16].replace("T", " ") if created else None
+
+
+def _shown(value: Any) -> str:
+    import json
+
+    if isinstance(value, list) and all(isinstance(item, str | int) for item in value):
+        return ", ".join(map(str, value))
+    return json.dumps(value, indent=1, default=str) if isinstance(value, dict | list) else str(value)

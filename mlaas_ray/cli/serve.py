@@ -1,0 +1,112 @@
+"""``mlaas serve``: a repository's models over HTTP, until Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlaas_ray.cli.output import Json, command, emit, err
+
+if TYPE_CHECKING:
+    from mlaas_ray.inference.service import Service
+    from mlaas_ray.inference.settings import ServiceSettings
+
+# Typer joins the lines of a paragraph; \b would keep them but is shown by rich.
+EPILOG = """
+[bold]Examples[/]
+
+mlaas serve [dim]# the models in ./models, at http://127.0.0.1:8083[/]
+
+mlaas serve --repository /data/models --port 9000 --replicas 4
+
+mlaas serve --address auto [dim]# on a running Ray cluster[/]
+
+curl -s http://127.0.0.1:8083/models
+"""
+
+
+@command
+def serve(
+    repository: Annotated[
+        Path,
+        typer.Option(
+            "--repository", "-r", envvar="MLAAS_REPOSITORY", help="Folder with the published models."
+        ),
+    ] = Path("models"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8083,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that hold models and predict.")] = 1,
+    gateways: Annotated[int, typer.Option(min=1, help="Processes that speak HTTP.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads a model may use for a prediction.")] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS", help="Ray cluster to run on; without it, a Ray of its own on this machine."
+        ),
+    ] = None,
+    json_line: Json = False,
+) -> None:
+    """Serve the models of a repository over HTTP until Ctrl-C.
+
+    Answers at /json (events as keys and values, values alone, or raw jagged events), /models, /params/NAME,
+    /upload, /delete, /status and /health. What is published, uploaded or deleted meanwhile counts at once.
+    """
+    from mlaas_ray.inference.service import serve_until_stopped
+    from mlaas_ray.inference.settings import ServiceSettings
+
+    settings = ServiceSettings.of(
+        {
+            "repository": repository,
+            "host": host,
+            "port": port,
+            "replicas": replicas,
+            "gateways": gateways,
+            "threads": threads,
+            "address": address,
+        }
+    )
+    if not json_line:
+        err.print(f"starting a service for the models in {settings.repository} …", highlight=False)
+    serve_until_stopped(settings, lambda service: _announce(service, settings, json_line))
+    if not json_line:
+        err.print("stopped")
+
+
+def _announce(service: Service, settings: ServiceSettings, json_line: bool) -> None:
+    from mlaas_ray.client import Client
+
+    with Client(service.url) as client:
+        models = client.models()
+        if json_line:
+            emit({"url": service.url, "models": [model["name"] for model in models], "pid": service.pid})
+            return
+        err.print(f"[bold green]ready[/] at {service.url}", highlight=False)
+        if not models:
+            err.print("no models yet: mlaas models publish PACKAGE", highlight=False)
+            return
+        for model in models:
+            err.print(f"  {model['name']}:{model['version']}", highlight=False)
+        err.print(
+            f"try: {_curl(service.url, client, models[0])}", highlight=False, soft_wrap=True, markup=False
+        )
+
+
+def _curl(url: str, client: Any, model: dict[str, Any]) -> str:
+    """Return a line that asks the model for an event: of its branches where they are known."""
+    import json
+
+    if "error" in model:
+        return f"curl -s {url}/models"
+    params = client.params(model["name"])
+    document: dict[str, Any] = {"values": [1.0] * params["width"]}
+    if params["branches"]:
+        event = {
+            name: 1.0 if branch["kind"] == "flat" else [1.0] for name, branch in params["branches"].items()
+        }
+        document = {"event": dict(list(event.items())[:6])}
+    body = json.dumps(document | {"model": model["name"]})
+    return f"curl -s {url}/json -d '{body}'"

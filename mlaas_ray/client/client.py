@@ -1,0 +1,171 @@
+"""Client: predictions and models of a running service, from a program."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import httpx
+
+from mlaas_ray.client.bundle import model_name, write_bundle
+from mlaas_ray.core.errors import EventError, ServiceError
+
+Prediction = list[float]
+
+
+class Client:
+    """A connection to a service; use it in a ``with`` block, or close it.
+
+    >>> with Client("http://127.0.0.1:8083") as client:
+    ...     client.predict("toy", event={"MET_pt": 31.2, "Jet_pt": [52.1, 33.0]})
+    [0.83]
+
+    Args:
+        url: Where the service is.
+        timeout: Longest wait for an answer, seconds.
+
+    Raises:
+        ServiceError: From every method: when the service cannot be reached, or refuses, with its reason.
+    """
+
+    def __init__(self, url: str = "http://127.0.0.1:8083", timeout: float = 60.0) -> None:
+        self.url = url.rstrip("/")
+        try:
+            self._http = httpx.Client(base_url=self.url, timeout=timeout, follow_redirects=True)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise ServiceError(f"{url!r} is no URL: {error}", "Write http://HOST:PORT") from None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def predict(
+        self,
+        model: str | None = None,
+        *,
+        values: Any = None,
+        keys: Sequence[str] | None = None,
+        event: Mapping[str, Any] | None = None,
+        events: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Any:
+        """Ask for predictions.
+
+        Give one of ``values`` (with ``keys`` in their order, or in the model's order without), ``event`` and
+        ``events``. Values may be numpy arrays, ``(features,)`` or ``(events, features)``; NaN and None are
+        missing values.
+
+        Args:
+            model: ``name`` or ``name:version``; may be left out when the service has one model.
+            values: The values of one row, or of several rows.
+            keys: Names of the values; what is not named is missing.
+            event: Values of each branch: a number, or a list for a jagged one.
+            events: Several such.
+
+        Returns:
+            ``[p0, …]`` for one row or event; a list of such for several.
+        """
+        query = {"model": model, "keys": keys, "values": values, "event": event, "events": events}
+        return self.predict_document({name: value for name, value in query.items() if value is not None})
+
+    def predict_document(self, document: Mapping[str, Any]) -> Any:
+        """Ask for predictions with a document as the service's ``/json`` takes it."""
+        try:
+            body = json.dumps(_plain(document), allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise EventError(
+                f"the event cannot be sent: {error}", "Send numbers, lists and numpy arrays"
+            ) from None
+        return self._ask("POST", "/json", content=body, headers={"Content-Type": "application/json"})
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return a description of each model's newest version."""
+        return list(self._ask("GET", "/models"))
+
+    def params(self, model: str) -> dict[str, Any]:
+        """Return the full description of ``name`` or ``name:version``: columns, metrics, signature."""
+        return dict(self._ask("GET", f"/params/{model}"))
+
+    def upload(self, path: str | Path, name: str | None = None) -> tuple[str, int]:
+        """Publish a model: a package, a SavedModel folder, an ONNX file, or a bundle of one (tar, tar.gz).
+
+        Args:
+            path: What to upload.
+            name: The model's name; the package's, folder's or file's own when it is not given. A bundle has
+                its name inside.
+
+        Returns:
+            The name, and the version it became.
+        """
+        path = Path(path)
+        with tempfile.TemporaryFile() as bundle:
+            if path.name.endswith((".tar", ".tar.gz", ".tgz")):
+                with path.open("rb") as file:
+                    return self._send(file)
+            write_bundle(path, name or model_name(path), bundle)
+            bundle.seek(0)
+            return self._send(bundle)
+
+    def delete(self, model: str) -> list[str]:
+        """Delete a model ``name``, or one version ``name:version``; return what was deleted."""
+        return list(self._ask("DELETE", f"/delete/{model}")["deleted"])
+
+    def status(self) -> dict[str, Any]:
+        """Return the figures of the service's machine and work."""
+        return dict(self._ask("GET", "/status"))
+
+    def _send(self, bundle: IO[bytes]) -> tuple[str, int]:
+        # A model is loaded and tried before it is published.
+        reply = self._ask(
+            "POST",
+            "/upload",
+            content=bundle,
+            headers={"Content-Type": "application/octet-stream"},
+            timeout=httpx.Timeout(self._http.timeout.connect, read=300.0, write=300.0),
+        )
+        return str(reply["name"]), int(reply["version"])
+
+    def _ask(self, method: str, path: str, **content: Any) -> Any:
+        try:
+            reply = self._http.request(method, path, **content)
+        except httpx.TimeoutException:
+            raise ServiceError(
+                f"{self.url} did not answer in time", "Give the client a longer timeout"
+            ) from None
+        except httpx.HTTPError as error:
+            raise ServiceError(
+                f"cannot reach {self.url}: {error}", "Is the service running? Start it with mlaas serve"
+            ) from None
+        if reply.is_success:
+            return reply.json()
+        raise ServiceError(_reason(reply))
+
+
+def _reason(reply: httpx.Response) -> str:
+    try:
+        return str(reply.json()["error"]).rstrip(".")
+    except (ValueError, KeyError, TypeError):
+        return f"{reply.request.url} answered {reply.status_code} {reply.reason_phrase}"
+
+
+def _plain(value: Any) -> Any:
+    """Turn arrays into lists, and NaN into null, which JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,42 @@
+"""``python -m mlaas_ray.inference SETTINGS``: the process of :func:`running_service`, not for people.
+
+Prints one JSON line when it answers, an error as one JSON line on standard error, and stops when its
+standard input is closed: so it does not outlive who started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+
+from mlaas_ray.core.errors import MlaasError
+from mlaas_ray.inference.service import Service, serve_until_stopped
+from mlaas_ray.inference.settings import ServiceSettings
+
+
+def main() -> int:
+    """Serve until told to stop."""
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    try:
+        serve_until_stopped(ServiceSettings.model_validate_json(sys.argv[1]), _announce)
+    except MlaasError as error:
+        sys.stderr.write("\n" + json.dumps({"message": error.message, "remedy": error.remedy}) + "\n")
+        return 2
+    return 0
+
+
+def _announce(service: Service) -> None:
+    sys.stdout.write(json.dumps({"url": service.url, "pid": service.pid}) + "\n")
+    sys.stdout.flush()
+
+
+def _stop_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

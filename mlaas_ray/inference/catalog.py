@@ -1,0 +1,108 @@
+"""Catalog: the repository as a gateway sees it, read anew at each request and parsed once a package.
+
+Packages appear and vanish under it (uploads, deletes, publishes of other processes); a name is resolved to
+its newest version each time, which costs one listing of a folder.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from mlaas_ray.core.errors import EventError, MlaasError, ModelMissingError, PackageError
+from mlaas_ray.core.features import FeatureSpec
+from mlaas_ray.core.package import MANIFEST, ModelPackage
+from mlaas_ray.repository import ModelVersion, Repository
+
+ENTRIES = 1000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of a model, parsed.
+
+    Attributes:
+        version: Its name and number.
+        package: The package in the repository.
+        digest: The package's digest: tells a version from another of the same number, should the repository
+            have been made anew.
+        features: Its columns; None in a model that came from elsewhere.
+        width: Values a row has.
+    """
+
+    version: ModelVersion
+    package: ModelPackage
+    digest: str
+    features: FeatureSpec | None
+    width: int
+
+
+class Catalog:
+    """Names to entries.
+
+    Args:
+        repository: Where the packages are.
+    """
+
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+        self._entries: OrderedDict[tuple[object, ...], Entry] = OrderedDict()
+
+    def find(self, model: str) -> Entry:
+        """Return the entry of ``name`` or ``name:version``, or of the only model when it is empty.
+
+        Raises:
+            InvalidNameError: For a name no model may have.
+            ModelMissingError: When there is no such model.
+            VersionMissingError: When the model has no such version.
+            EventError: When no model is named and there are several.
+        """
+        name, number = ModelVersion.parse(model or self._only())
+        version = self.repository.latest(name) if number is None else ModelVersion(name, number)
+        return self._entry(version)
+
+    def newest(self) -> list[tuple[ModelVersion, Entry | MlaasError]]:
+        """Return the newest version of each model, or what is wrong with it."""
+        found: list[tuple[ModelVersion, Entry | MlaasError]] = []
+        for name in self.repository.names():
+            version = ModelVersion(name, 0)
+            try:
+                version = self.repository.latest(name)
+                found.append((version, self._entry(version)))
+            except ModelMissingError:  # deleted meanwhile
+                continue
+            except MlaasError as error:
+                found.append((version, error))
+        return found
+
+    def _only(self) -> str:
+        names = self.repository.names()
+        if len(names) == 1:
+            return names[0]
+        if not names:
+            raise ModelMissingError("the service has no models", "Publish one with mlaas models publish")
+        shown = ", ".join(names[:8]) + ("…" if len(names) > 8 else "")
+        raise EventError(f"no model is named, and there are {len(names)}: {shown}", 'Send "model": "name"')
+
+    def _entry(self, version: ModelVersion) -> Entry:
+        package = self.repository.get(version.name, version.version)
+        # A package never changes; its manifest's identity tells it from one of the same name and number.
+        status = (package.path / MANIFEST).stat()
+        key = (version, status.st_ino, status.st_mtime_ns, status.st_size)
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = _parse(version, package)
+            if len(self._entries) > ENTRIES:
+                self._entries.popitem(last=False)
+        else:
+            self._entries.move_to_end(key)
+        return entry
+
+
+def _parse(version: ModelVersion, package: ModelPackage) -> Entry:
+    features = package.features
+    width = package.signature.width
+    if width is None or (features is not None and features.width != width):
+        columns = f"its features.json has {features.width}" if features else "it has no fixed width"
+        raise PackageError(f"{version}: the model takes {width} values a row, {columns}", "Publish it again")
+    return Entry(version, package, package.digest, features, width)

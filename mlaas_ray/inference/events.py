@@ -1,0 +1,184 @@
+"""Events as programs send them in JSON, turned into the rows a model takes.
+
+One of these, beside ``model`` (a name, or ``name:version``) and ``version``; names of these fields may be
+written in any case, other fields are ignored, as TFaaS does:
+
+- ``keys`` and ``values``: values in the order of the keys; a key that is not given has no value;
+- ``values`` alone: values in the model's order, all of them; null where there is none;
+- ``event``: ``{"MET_pt": 31.2, "Jet_pt": [52.1, 33.0]}``, flattened by the model's own FeatureSpec;
+- ``values`` as a list of rows, or ``events`` as a list of events: many at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from mlaas_ray.core.errors import EventError, nearest
+from mlaas_ray.core.features import FeatureSpec
+from mlaas_ray.core.flatten import Rows, flatten_events
+
+FORMS = 'Send {"keys": […], "values": […]}, {"values": […]} or {"event": {…}}'
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request's content, before its model is known.
+
+    Attributes:
+        fields: The JSON object, its names in lower case.
+    """
+
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, body: bytes) -> Query:
+        """Read a body.
+
+        Raises:
+            EventError: When it is not a JSON object, saying where.
+        """
+        try:
+            content = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise EventError(f"the body is not JSON: {error}", FORMS) from None
+        if not isinstance(content, dict):
+            raise EventError(f"the body is a JSON {_kind(content)}, not an object", FORMS)
+        return cls({name.lower(): value for name, value in content.items()})
+
+    @property
+    def model(self) -> str:
+        """The model asked for, ``name`` or ``name:version``; empty when it is left out.
+
+        Raises:
+            EventError: For a name or version of another type.
+        """
+        name = self.fields.get("model")
+        version = self.fields.get("version")
+        if name is not None and not isinstance(name, str):
+            raise EventError(f"model is a {_kind(name)}", 'Send "model": "name"')
+        if version is None or not name:
+            return name or ""
+        if ":" in name and not name.endswith(f":{version}"):
+            raise EventError(f"model {name!r} and version {version!r} differ", "Send one of them")
+        if isinstance(version, bool) or not isinstance(version, int | str):
+            raise EventError(f"version is a {_kind(version)}", 'Send "version": 3')
+        return f"{name.partition(':')[0]}:{version}"
+
+    def rows(self, spec: FeatureSpec | None, width: int) -> tuple[Rows, bool]:
+        """Turn the events into a model's rows.
+
+        Args:
+            spec: The model's columns; None in a model that came from elsewhere.
+            width: Values a row has.
+
+        Returns:
+            ``(events, features)`` float32, and whether many events were sent (as a list).
+
+        Raises:
+            EventError: For events that do not fit the model.
+        """
+        given = [name for name in ("values", "event", "events") if self.fields.get(name) is not None]
+        if len(given) != 1:
+            what = " and ".join(given) or "no values and no event"
+            raise EventError(f"the request has {what}", FORMS)
+        if given == ["values"]:
+            rows, many = self._from_values(spec, width)
+        elif spec is None:
+            raise EventError("the model knows no branches: it has no features.json", 'Send {"values": […]}')
+        else:
+            events = self.fields[given[0]]
+            many = given == ["events"]
+            rows = flatten_events(_events(events) if many else _events([events]), spec)
+        if np.isinf(rows).any():
+            row, column = np.argwhere(np.isinf(rows))[0]
+            name = spec.columns[column] if spec else f"number {column}"
+            raise EventError(
+                f"row {row}: the value of {name} is too large for float32", "Send a finite value"
+            )
+        return rows, many
+
+    def _from_values(self, spec: FeatureSpec | None, width: int) -> tuple[Rows, bool]:
+        values = self.fields["values"]
+        keys = self.fields.get("keys")
+        if not isinstance(values, list) or not values:
+            raise EventError(f"values is {'empty' if values == [] else 'a ' + _kind(values)}", FORMS)
+        many = isinstance(values[0], list)
+        rows = values if many else [values]
+        # TFaaS ignores the keys; so does a model that knows no columns.
+        if keys is None or spec is None:
+            return _matrix(rows, width, null=spec is not None), many
+        positions = _positions(keys, spec)
+        result = np.full((len(rows), spec.width), np.nan, dtype=np.float32)
+        result[:, positions] = _matrix(rows, len(positions), null=True, what=f"{len(positions)} keys")
+        return result, many
+
+
+def _positions(keys: Any, spec: FeatureSpec) -> list[int]:
+    """Return the column of each key.
+
+    Raises:
+        EventError: For a key the model does not know, or one given twice.
+    """
+    if not isinstance(keys, list):
+        raise EventError(f"keys is a {_kind(keys)}", 'Send "keys": ["name", …]')
+    positions = []
+    for key in keys:
+        position = spec.index.get(key) if isinstance(key, str) else None
+        if position is None:
+            raise EventError(f"the model knows no key {key!r}", nearest(str(key), spec.columns))
+        positions.append(position)
+    if len(set(positions)) != len(positions):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise EventError(f"the key {twice!r} is given twice", "Send each key once")
+    return positions
+
+
+def _matrix(rows: list[Any], width: int, *, null: bool, what: str = "") -> Rows:
+    """Make ``(events, width)`` float32 of lists of numbers, NaN where null is.
+
+    Raises:
+        EventError: For a row of another length, and for what is no number.
+    """
+    expected = what or f"the model takes {width} values"
+    for number, row in enumerate(rows):
+        where = f"row {number}: " if len(rows) > 1 else ""
+        if not isinstance(row, list):
+            raise EventError(f"{where}values is a {_kind(row)}, not a list", "Send lists of the same length")
+        if len(row) != width:
+            raise EventError(f"{where}{len(row)} values were sent, but {expected}", "Send one value for each")
+        for position, value in enumerate(row):
+            kind = type(value)
+            if kind is float or kind is int or kind is bool:
+                continue
+            if value is None and null:
+                continue
+            known = "a number or null" if null else "a number (the model says nothing of missing values)"
+            raise EventError(f"{where}value {position} is {_shown(value)}, not {known}", "Send numbers")
+    # None becomes NaN here, and what float32 cannot hold infinity, which the caller refuses.
+    with np.errstate(over="ignore"):
+        return np.array(rows, dtype=np.float64).astype(np.float32)
+
+
+def _events(events: Any) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(events, list) or not events:
+        raise EventError("events is no list of events", 'Send "events": [{…}, …]')
+    for event in events:
+        if not isinstance(event, dict):
+            raise EventError(f"an event is a {_kind(event)}, not an object", 'Send {"MET_pt": 31.2, …}')
+    return events
+
+
+def _kind(value: Any) -> str:
+    """Name a JSON type."""
+    names = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
+    return names.get(type(value), "null")
+
+
+def _shown(value: Any) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 40 else text[:40] + "…"

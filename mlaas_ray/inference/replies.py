@@ -1,0 +1,74 @@
+"""Replies: JSON, and the one table of what an error means in HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import Any
+
+import orjson
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from mlaas_ray.core import errors
+from mlaas_ray.inference.archives import TooLargeError
+from mlaas_ray.inference.body import BodyStalledError, BodyTooLargeError
+
+logger = logging.getLogger("ray.serve")
+
+# The first that fits counts.
+CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (BodyTooLargeError, 413),
+    (TooLargeError, 413),
+    (BodyStalledError, 408),
+    (errors.ModelMissingError, 404),
+    (errors.VersionMissingError, 404),
+    (errors.EventError, 400),
+    (errors.InvalidNameError, 400),
+    (errors.FeatureError, 400),
+    (errors.ModelError, 400),
+    (errors.PackageError, 400),
+    (BackPressureError, 503),
+    (RayActorError, 503),
+    (asyncio.TimeoutError, 504),
+)
+
+_SENTENCES: dict[int, str] = {
+    503: "the service is busy. Try again.",
+    504: "no answer in time. Try again, or with fewer rows.",
+}
+
+
+def json_reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return JSON that ends with a newline; float32 as short as it can be, NaN and infinity as null."""
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+    return Response(body, status, headers, media_type="application/json")
+
+
+def error_reply(error: Exception, request: Request) -> Response:
+    """Return ``{"error": …}`` with the status of the error; what is unexpected is logged with an id."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, errors.MlaasError):  # raised in a model replica, wrapped by Ray
+        error = cause
+    if isinstance(error, HTTPException):
+        return _refusal(str(error.detail), error.status_code, dict(error.headers or {}))
+    for kind, status in CODES:
+        if isinstance(error, kind):
+            text = _SENTENCES.get(status) or str(error)
+            # What the client is still sending is not read.
+            early = {"Connection": "close"} if status in (408, 413) else {}
+            later = {"Retry-After": "1"} if status == 503 else {}
+            return _refusal(text, status, early | later)
+    if isinstance(error, ClientDisconnect):
+        return _refusal("the client went away", 499)
+    number = request.headers.get("x-request-id") or uuid.uuid4().hex
+    logger.error("request %s: %s %s failed", number, request.method, request.url.path, exc_info=error)
+    return _refusal(f"internal error; the service's log has it as request {number}", 500)
+
+
+def _refusal(text: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    return json_reply({"error": text}, status, headers)

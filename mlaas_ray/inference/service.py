@@ -1,0 +1,253 @@
+"""A running service: started so that it answers, stopped so that nothing of it is left."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from mlaas_ray.core.errors import ServiceError
+from mlaas_ray.inference.environment import environment, refuse_taken_port, service_folder
+from mlaas_ray.inference.settings import ServiceSettings
+
+STOP_TIMEOUT_S = 60.0
+# Ray's own objects are small here; its default is 30 % of the machine's memory.
+OBJECT_STORE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service that answers.
+
+    Attributes:
+        url: Where.
+        pid: The process to signal.
+    """
+
+    url: str
+    pid: int
+
+
+@contextmanager
+def running_service(settings: ServiceSettings) -> Iterator[Service]:
+    """Run a service while the block runs.
+
+    It is a process of its own with a Ray of its own, as ``mlaas serve`` is: what Serve reads from the
+    environment must be set before Ray starts, and this process may have started its Ray long ago.
+
+    Args:
+        settings: What to serve, and where.
+
+    Raises:
+        ServiceError: When it does not start.
+    """
+    refuse_taken_port(settings.host, settings.port)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlaas_ray.inference", settings.model_dump_json()],
+            # Closed when this process ends, however it ends: the service then stops.
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            # A Ctrl-C in the terminal is for this process, which then stops the service.
+            start_new_session=True,
+            env=_without_ray(dict(os.environ)),
+        )
+        try:
+            first = process.stdout.readline() if process.stdout else b""
+            if not first:
+                process.wait(STOP_TIMEOUT_S)
+                log.seek(0)
+                raise _failure(log.read().decode(errors="replace"))
+            yield Service(json.loads(first)["url"], process.pid)
+        finally:
+            _end(process)
+
+
+def serve_until_stopped(settings: ServiceSettings, ready: Callable[[Service], object]) -> None:
+    """Run a service in this process until SIGINT or SIGTERM; for the main thread.
+
+    Args:
+        settings: What to serve, and where.
+        ready: Called once the service answers.
+
+    Raises:
+        ServiceError: When it does not start.
+    """
+    if "ray.serve" in sys.modules:
+        raise ServiceError(
+            "Ray Serve was imported before the service could set its environment",
+            "Start the service in a process of its own: mlaas serve, or running_service",
+        )
+    refuse_taken_port(settings.host, settings.port)
+    folder = service_folder()
+    os.environ.update(environment(settings, folder))
+    try:
+        _catch_signals()
+        _start(settings)
+        # Ray's driver sets handlers of its own.
+        _catch_signals()
+        _wait_until_healthy(settings)
+        ready(Service(settings.url, os.getpid()))
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return
+    finally:
+        _ignore_signals()
+        _stop(settings, folder)
+
+
+def _start(settings: ServiceSettings) -> None:
+    import ray
+    from ray import serve
+
+    from mlaas_ray.inference.app import APPLICATION, build_app
+
+    own: dict[str, Any] = {
+        # Loopback only: a service of one machine has no business on its network.
+        "_node_ip_address": "127.0.0.1",
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+    }
+    try:
+        ray.init(
+            address=settings.address or "local",
+            namespace="serve",
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            **({} if settings.address else own),
+        )
+    except ConnectionError as error:
+        raise ServiceError(
+            f"no Ray at {settings.address}: {error}", "Start one with ray start --head"
+        ) from None
+    serve.start(http_options={"host": settings.host, "port": settings.port}, proxy_location="HeadOnly")
+    # Its progress is for a log; the caller is told when the service answers.
+    try:
+        serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
+    except RuntimeError as error:
+        raise ServiceError(f"the service did not start: {error}", "See Ray's logs") from error
+
+
+def _wait_until_healthy(settings: ServiceSettings) -> None:
+    deadline = time.monotonic() + settings.start_timeout_s
+    place = urlsplit(settings.url)
+    while time.monotonic() < deadline:
+        with suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=15)
+            try:
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    return
+            finally:
+                connection.close()
+        time.sleep(0.1)
+    raise ServiceError(
+        f"the service at {settings.url} did not answer within {settings.start_timeout_s:g} s",
+        "Look into the logs below /tmp/ray/session_latest/logs/serve",
+    )
+
+
+def _stop(settings: ServiceSettings, folder: Path) -> None:
+    """Stop what was started, and end by its pid what outlives that."""
+    ours = _family(folder)
+    with suppress(Exception):  # whatever Ray says on its way out, its processes are ended below
+        import ray
+        from ray import serve
+
+        from mlaas_ray.inference.app import APPLICATION
+
+        if ray.is_initialized():
+            if settings.address:
+                # The cluster is others' too: only what is ours goes.
+                serve.delete(APPLICATION)
+                if not serve.status().applications:
+                    serve.shutdown()  # type: ignore[no-untyped-call]
+            else:
+                serve.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
+    if not settings.address:
+        ours |= _family(folder)
+        _end_all(ours)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _family(folder: Path) -> set[psutil.Process]:
+    """Return our descendants, and the HAProxy that our folder tells as ours, whoever its parent is now."""
+    family = set(psutil.Process().children(recursive=True))
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(argument.startswith(f"{folder}{os.sep}") for argument in process.cmdline()):
+                family.add(process)
+    return family
+
+
+def _end_all(processes: set[psutil.Process]) -> None:
+    alive = [process for process in processes if process.is_running()]
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in alive:
+            with suppress(psutil.Error):
+                end(process)
+        _, alive = psutil.wait_procs(alive, timeout=5)
+
+
+def _catch_signals() -> None:
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        _ignore_signals()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _ignore_signals() -> None:
+    """Let a stop that has begun come to its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Stop a service's process, as gently as it lets us."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream:
+            stream.close()
+
+
+def _without_ray(variables: dict[str, str]) -> dict[str, str]:
+    """Leave out what would tie the child to this process's Ray."""
+    return {name: value for name, value in variables.items() if name not in ("RAY_ADDRESS", "RAY_JOB_ID")}
+
+
+def _failure(log: str) -> ServiceError:
+    """Return what a child said last."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    last = lines[-1] if lines else "it ended without a word"
+    try:
+        said = json.loads(last)
+        return ServiceError(said["message"], said["remedy"])
+    except (ValueError, TypeError, KeyError):
+        return ServiceError(f"the service did not start: {last}", "Run mlaas serve to see what it says")
