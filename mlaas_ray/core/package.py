@@ -26,9 +26,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mlaas_ray.core.errors import InvalidNameError, PackageError
 from mlaas_ray.core.features import FeatureSpec
@@ -40,6 +40,20 @@ ModelFormat = Literal["onnx", "savedmodel"]
 MODEL_PATHS: dict[ModelFormat, str] = {"onnx": "model.onnx", "savedmodel": "model"}
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+def check_name(name: str) -> str:
+    """Return the name of a model, or refuse it.
+
+    Raises:
+        InvalidNameError: Unless it is 1 to 128 letters, digits, ``_``, ``-`` or ``.``, and starts with none
+            of ``-`` and ``.``: such a name is one folder, whatever the file system.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidNameError(
+            f"{name[:140]!r} cannot be a model's name", "Use 1 to 128 letters, digits, '_', '-' or '.'"
+        )
+    return name
 
 
 class _Strict(BaseModel):
@@ -90,26 +104,12 @@ class Manifest(_Strict):
     """What ``package.json`` holds."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    name: str
+    name: Annotated[str, AfterValidator(check_name)]
     framework: str
     task: Literal["binary", "unknown"]
     model_format: ModelFormat
     created: datetime
     files: dict[str, FileRecord]
-
-
-def check_name(name: str) -> str:
-    """Return the name of a model, or refuse it.
-
-    Raises:
-        InvalidNameError: Unless it is 1 to 128 letters, digits, ``_``, ``-`` or ``.``, and starts with none
-            of ``-`` and ``.``: such a name is one folder, whatever the file system.
-    """
-    if not _NAME.fullmatch(name):
-        raise InvalidNameError(
-            f"{name[:140]!r} cannot be a model's name", "Use 1 to 128 letters, digits, '_', '-' or '.'"
-        )
-    return name
 
 
 class ModelPackage:
@@ -125,7 +125,7 @@ class ModelPackage:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         text = self._text(MANIFEST, required=True)
-        version = self._parse(MANIFEST, text or "").get("schema_version")
+        version = self._parse(MANIFEST, text or "", dict).get("schema_version")
         if version != SCHEMA_VERSION:
             raise PackageError(f"{self.path}: package schema {version} is unknown here", "Upgrade mlaas-ray")
         try:
@@ -157,22 +157,25 @@ class ModelPackage:
     @cached_property
     def signature(self) -> Signature:
         """Named inputs and outputs."""
-        return Signature.model_validate_json(self._text("signature.json", required=True) or "")
+        try:
+            return Signature.model_validate_json(self._text("signature.json", required=True) or "")
+        except ValidationError:
+            raise self._damaged("signature.json") from None
 
     @cached_property
     def labels(self) -> list[str]:
         """Class names in the order of the outputs; empty when not known."""
-        return list(json.loads(self._text("labels.json") or "[]"))
+        return list(self._parse("labels.json", self._text("labels.json") or "[]", list))
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """What was measured in training."""
-        return self._parse("metrics.json", self._text("metrics.json") or "{}")
+        return dict(self._parse("metrics.json", self._text("metrics.json") or "{}", dict))
 
     @cached_property
     def lineage(self) -> dict[str, Any]:
         """Where the model comes from."""
-        return self._parse("lineage.json", self._text("lineage.json") or "{}")
+        return dict(self._parse("lineage.json", self._text("lineage.json") or "{}", dict))
 
     @cached_property
     def digest(self) -> str:
@@ -207,12 +210,20 @@ class ModelPackage:
                     "Give the folder that mlaas train wrote",
                 ) from None
             return None
+        except UnicodeDecodeError:
+            raise self._damaged(name) from None
 
-    def _parse(self, name: str, text: str) -> dict[str, Any]:
+    def _parse(self, name: str, text: str, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
         try:
-            return dict(json.loads(text))
-        except (ValueError, TypeError):
-            raise PackageError(f"{self.path / name} is damaged", "Publish the package again") from None
+            content = json.loads(text)
+        except ValueError:
+            raise self._damaged(name) from None
+        if not isinstance(content, kind):
+            raise self._damaged(name)
+        return content
+
+    def _damaged(self, name: str) -> PackageError:
+        return PackageError(f"{self.path / name} is damaged", "Publish the package again")
 
 
 @contextlib.contextmanager
