@@ -1,0 +1,1 @@
+"""The frameworks, one module each; importing one imports no framework yet."""
