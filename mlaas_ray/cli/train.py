@@ -79,6 +79,7 @@ def show_inputs(found: Any) -> None:
     err.print(
         f"{found.entries:,} events in {len(found.files)} files ({counts}); {found.features.width} inputs",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -89,6 +90,7 @@ def show_epoch(report: Any) -> None:
         f"loss {report.validation_loss:.4f}  AUC {report.auc:.4f}  accuracy {report.accuracy:.4f}   "
         f"{report.events_per_s:,.0f} events/s",
         highlight=False,
+        soft_wrap=True,
     )
 
 
