@@ -2,26 +2,32 @@
 
 A version is a package directory. It is filled beside its place and renamed into it, so that readers, of
 which there may be many on many machines, see it whole or not at all. Version numbers count from 1 and are
-never used twice, even after a deletion: what an answer was made with stays unambiguous.
+never used twice, even after a deletion: what an answer was made with stays unambiguous. The numbers
+given so far are kept as empty folders, ``.numbers/<name>/<version>``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlaas_ray.core.errors import (
     InvalidNameError,
+    MlaasError,
     ModelMissingError,
     RepositoryError,
     VersionMissingError,
     nearest,
 )
 from mlaas_ray.core.package import ModelPackage, check_name, staging
+
+_NUMBER = re.compile("[1-9][0-9]*")
 
 
 @dataclass(frozen=True, order=True)
@@ -45,7 +51,7 @@ class ModelVersion:
         check_name(name)
         if not separator:
             return name, None
-        if not (version.isascii() and version.isdigit()) or int(version) < 1:
+        if not _NUMBER.fullmatch(version):
             raise InvalidNameError(f"{text!r} names no version", "Write NAME or NAME:3")
         return name, int(version)
 
@@ -73,6 +79,7 @@ class Repository:
         Raises:
             PackageError: When the package is damaged.
             InvalidNameError: For a name no model may have.
+            RepositoryError: When the folder cannot be written.
         """
         package.check()
 
@@ -91,33 +98,29 @@ class Repository:
         Raises:
             InvalidNameError: For a name no model may have.
             PackageError: When what was filled in is no package.
+            RepositoryError: When the folder cannot be written.
         """
         check_name(name)
         draft = self.root / f".draft-{uuid.uuid4().hex}"
-        with staging(draft) as folder:
-            fill(folder)
-            ModelPackage(folder)
-        (self.root / name).mkdir(exist_ok=True)
-        try:
-            while True:
-                version = max([0, *self._numbers(self.root / name), *self._numbers(self._deleted(name))]) + 1
-                try:
-                    # Fails when another publisher took the number meanwhile: a version's folder is not empty.
-                    draft.rename(self.root / name / str(version))
-                except OSError:
-                    if not (self.root / name / str(version)).exists():
-                        raise
-                else:
-                    return ModelVersion(name, version)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+        with self._writing():
+            with staging(draft) as folder:
+                fill(folder)
+                ModelPackage(folder)
+            try:
+                (self.root / name).mkdir(exist_ok=True)
+                version = self._next_number(name)
+                draft.rename(self.root / name / str(version))
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+        return ModelVersion(name, version)
 
     def names(self) -> list[str]:
         """Return the names of all models, sorted."""
         if not self.root.is_dir():
             return []
-        return sorted(entry.name for entry in self.root.iterdir() if self._numbers(entry))
+        entries = (entry for entry in self.root.iterdir() if not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if self._numbers(entry))
 
     def versions(self, name: str) -> list[int]:
         """Return the versions of a model, oldest first.
@@ -165,39 +168,57 @@ class Repository:
         Raises:
             ModelMissingError: When there is no such model.
             VersionMissingError: When the model has no such version.
+            RepositoryError: When the folder cannot be written.
         """
         numbers = self.versions(name) if version is None else [version]
         if version is not None:
             self.get(name, version)
-        markers = self._deleted(name)
-        markers.mkdir(parents=True, exist_ok=True)
-        for number in numbers:
-            (markers / str(number)).mkdir(exist_ok=True)
-            # Out of sight in one step, then taken apart.
-            grave = self.root / f".deleting-{uuid.uuid4().hex}"
-            try:
-                (self.root / name / str(number)).rename(grave)
-            except FileNotFoundError:  # another caller deleted it: what was asked for is so
-                continue
-            except OSError as error:
-                raise RepositoryError(
-                    f"cannot delete {name}:{number} in {self.root}: {error.strerror}",
-                    "Check the folder's rights",
-                ) from error
-            shutil.rmtree(grave, ignore_errors=True)
+        with self._writing():
+            for number in numbers:
+                # also for a version that was put here by hand
+                self._given(name, number).mkdir(parents=True, exist_ok=True)
+                # Out of sight in one step, then taken apart.
+                grave = self.root / f".deleting-{uuid.uuid4().hex}"
+                try:
+                    (self.root / name / str(number)).rename(grave)
+                except FileNotFoundError:  # another caller deleted it: what was asked for is so
+                    continue
+                shutil.rmtree(grave, ignore_errors=True)
         return [ModelVersion(name, number) for number in numbers]
 
-    def _deleted(self, name: str) -> Path:
-        return self.root / ".deleted" / name
+    def _next_number(self, name: str) -> int:
+        """Take the next number of a name for good: one ``mkdir`` decides between publishers."""
+        while True:
+            numbers = {*self._numbers(self.root / name), *self._numbers(self.root / ".numbers" / name)}
+            number = max(numbers, default=0) + 1
+            with contextlib.suppress(FileExistsError):  # another publisher took it meanwhile
+                self._given(name, number).mkdir(parents=True)
+                return number
+
+    def _given(self, name: str, number: int) -> Path:
+        return self.root / ".numbers" / name / str(number)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except MlaasError:
+            raise
+        except OSError as error:
+            raise RepositoryError(
+                f"cannot write to the repository {self.root}: {error.strerror or error}",
+                "Check the folder's rights and free space",
+            ) from error
 
     @staticmethod
     def _numbers(folder: Path) -> list[int]:
-        """Return the numbered entries of a folder, in order."""
+        """Return the numbered folders of a folder, in order."""
         try:
-            entries = [entry.name for entry in os.scandir(folder)]
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if entry.is_dir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(int(entry) for entry in entries if entry.isascii() and entry.isdigit())
+        return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
     def list(self) -> list[ModelVersion]:
         """Return every version of every model, sorted."""

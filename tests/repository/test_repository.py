@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from mlaas_ray.core.errors import (
+    InvalidNameError,
+    ModelMissingError,
+    PackageError,
+    RepositoryError,
+    VersionMissingError,
+)
+from mlaas_ray.core.package import ModelPackage, Signature, Tensor, write_package
+from mlaas_ray.repository import ModelVersion, Repository
+
+TENSOR = Tensor(name="x", dtype="float32", shape=(None, 3))
+
+
+def fill(folder: Path, name: str = "ttH", content: bytes = b"graph") -> ModelPackage:
+    """Write a package whose model file is some bytes: the repository does not look into it."""
+    (folder / "model.onnx").write_bytes(content)
+    signature = Signature(inputs=(TENSOR,), outputs=(TENSOR,))
+    return write_package(folder, name=name, framework="torch", model_format="onnx", signature=signature)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., ModelPackage]:
+    """Make a package outside of the repository."""
+
+    def package(name: str = "ttH", content: bytes = b"graph") -> ModelPackage:
+        folder = tmp_path / "packages" / f"{name}-{content[:8].decode()}"
+        folder.mkdir(parents=True)
+        return fill(folder, name, content)
+
+    return package
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "models")
+
+
+class TestPublish:
+    def test_versions_of_a_name_count_from_one(
+        self, repository: Repository, make: Callable[..., ModelPackage]
+    ) -> None:
+        published = [repository.publish(make(content=content)) for content in (b"one", b"two")]
+        assert published == [ModelVersion("ttH", 1), ModelVersion("ttH", 2)]
+        assert str(published[1]) == "ttH:2"
+        assert (repository.root / "ttH" / "2" / "model.onnx").read_bytes() == b"two"
+
+    def test_the_newest_version_is_the_default(
+        self, repository: Repository, make: Callable[..., ModelPackage]
+    ) -> None:
+        for number in range(11):  # 10 sorts before 9 as text
+            repository.publish(make(content=f"{number}".encode()))
+        assert repository.latest("ttH") == ModelVersion("ttH", 11)
+        assert repository.get("ttH").model_path.read_bytes() == b"10"
+        assert repository.get("ttH", 1).model_path.read_bytes() == b"0"
+        assert repository.versions("ttH") == list(range(1, 12))
+
+    def test_what_is_published_is_whole_and_a_copy(
+        self, repository: Repository, make: Callable[..., ModelPackage]
+    ) -> None:
+        package = make()
+        version = repository.publish(package)
+        package.model_path.write_bytes(b"changed later")
+        copy = repository.get("ttH", version.version)
+        copy.check()
+        assert copy.model_path.read_bytes() == b"graph"
+
+    def test_a_package_may_be_published_under_another_name(
+        self, repository: Repository, make: Callable[..., ModelPackage]
+    ) -> None:
+        assert repository.publish(make(), "candidate") == ModelVersion("candidate", 1)
+        assert repository.names() == ["candidate"]
+
+    def test_a_damaged_package_is_refused(
+        self, repository: Repository, make: Callable[..., ModelPackage]
+    ) -> None:
+        package = make()
+        package.model_path.write_bytes(b"other")
+        with pytest.raises(PackageError, match=r"model\.onnx was changed"):
+            repository.publish(package)
+        assert repository.list() == []
+
+    @pytest.mark.parametrize("name", ["../outside", "", ".deleted", "a/b", "a:1"])
+    def test_a_name_that_cannot_be_is_refused_everywhere(
+        self, repository: Repository, make: Callable[..., ModelPackage], name: str
+    ) -> None:
+        package = make()
+        calls: list[Callable[[], object]] = [
+            lambda: repository.add(name, fill),
+            lambda: repository.publish(package, name or ".."),
+            lambda: repository.get(name),
+            lambda: repository.delete(name),
+            lambda: repository.delete(name, 1),
+            lambda: repository.versions(name),
+        ]
+        for call in calls:
+            with pytest.raises(InvalidNameError):
+                call()
+        assert not repository.root.exists()
+
+
+class TestAdd:
+    def test_a_filled_folder_becomes_a_version(self, repository: Repository) -> None:
+        assert repository.add("ttH", fill) == ModelVersion("ttH", 1)
+        repository.get("ttH").check()
+
+    @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+    def test_nothing_is_left_of_a_filling_that_fails(
+        self, repository: Repository, failure: type[BaseException]
+    ) -> None:
+        def fail(folder: Path) -> None:
+            fill(folder)
+            raise failure
+
+        with pytest.raises(failure):
+            repository.add("ttH", fail)
+        assert repository.list() == []
+        assert os.listdir(repository.root) == []
+
+    def test_a_folder_that_is_no_package_is_refused(self, repository: Repository) -> None:
+        with pytest.raises(PackageError, match="is no model package"):
+            repository.add("ttH", lambda folder: (folder / "model.onnx").write_bytes(b"graph"))
+        assert os.listdir(repository.root) == []
+
+
+class TestFind:
+    def test_an_empty_repository_has_no_models_and_need_not_exist(self, repository: Repository) -> None:
+        assert repository.names() == []
+        assert repository.list() == []
+        with pytest.raises(ModelMissingError, match=r"no model 'ttH' in .*The repository is empty"):
+            repository.get("ttH")
+
+    def test_models_and_versions_are_listed_in_order(
+        self, repository: Repository, make: Callable[..., ModelPackage]
+    ) -> None:
+        for name in ("zz", "aa", "zz"):
+            repository.add(name, fill)
+        expected = [ModelVersion("aa", 1), ModelVersion("zz", 1), ModelVersion("zz", 2)]
+        assert repository.list() == expected
+        assert repository.names() == ["aa", "zz"]
+
+    def test_a_missing_model_is_named_with_the_nearest(self, repository: Repository) -> None:
+        repository.add("ttH-resolved", fill)
+        with pytest.raises(ModelMissingError, match=r"'ttH-resolve'.*Did you mean 'ttH-resolved'"):
+            repository.get("ttH-resolve")
+
+    def test_a_missing_version_is_named_with_those_there_are(self, repository: Repository) -> None:
+        repository.add("ttH", fill)
+        repository.add("ttH", fill)
+        with pytest.raises(VersionMissingError, match=r"has no version 3\. It has: 1, 2"):
+            repository.get("ttH", 3)
+
+    def test_what_others_put_into_the_folder_is_no_model(self, repository: Repository) -> None:
+        repository.add("ttH", fill)
+        (repository.root / "README").write_text("ours")
+        (repository.root / "lost+found").mkdir()
+        (repository.root / "ttH" / "notes.txt").write_text("mine")
+        (repository.root / "ttH" / "007").mkdir()
+        (repository.root / "ttH" / "9").write_text("a file")
+        assert repository.list() == [ModelVersion("ttH", 1)]
+        assert repository.add("ttH", fill).version == 2
+
+    def test_a_home_directory_is_written_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/marie")
+        assert Repository("~/models").root == Path("/home/marie/models")
+
+
+class TestDelete:
+    def test_a_version_is_gone_and_its_number_is_never_used_again(self, repository: Repository) -> None:
+        for _ in range(3):
+            repository.add("ttH", fill)
+        assert repository.delete("ttH", 3) == [ModelVersion("ttH", 3)]
+        assert repository.versions("ttH") == [1, 2]
+        assert repository.add("ttH", fill) == ModelVersion("ttH", 4)
+        with pytest.raises(VersionMissingError):
+            repository.delete("ttH", 3)
+
+    def test_all_versions_are_gone_and_the_count_goes_on(self, repository: Repository) -> None:
+        repository.add("ttH", fill)
+        repository.add("ttH", fill)
+        assert repository.delete("ttH") == [ModelVersion("ttH", 1), ModelVersion("ttH", 2)]
+        assert repository.names() == []
+        with pytest.raises(ModelMissingError):
+            repository.delete("ttH")
+        assert repository.add("ttH", fill) == ModelVersion("ttH", 3)
+
+    def test_no_bytes_of_it_are_left(self, repository: Repository) -> None:
+        repository.add("ttH", fill)
+        repository.delete("ttH")
+        assert [path for path in repository.root.rglob("*") if path.is_file()] == []
+
+    def test_a_model_whose_name_is_a_number_does_not_disturb_the_list(self, repository: Repository) -> None:
+        repository.add("7", fill)
+        repository.add("7", fill)
+        repository.delete("7", 1)
+        assert repository.list() == [ModelVersion("7", 2)]
+
+
+class TestNotation:
+    @pytest.mark.parametrize(
+        ("text", "expected"), [("ttH", ("ttH", None)), ("ttH:3", ("ttH", 3)), ("a.b-c:10", ("a.b-c", 10))]
+    )
+    def test_name_and_version_are_split(self, text: str, expected: tuple[str, int | None]) -> None:
+        assert ModelVersion.parse(text) == expected
+
+    @pytest.mark.parametrize(
+        "text", ["", ":1", "ttH:", "ttH:0", "ttH:-1", "ttH:x", "ttH:1:2", "ttH:²", "ttH:01", "../a:1"]
+    )
+    def test_anything_else_is_refused(self, text: str) -> None:
+        with pytest.raises(InvalidNameError):
+            ModelVersion.parse(text)
+
+
+def publish_some(root: Path, source: Path, times: int) -> list[int]:
+    repository, package = Repository(root), ModelPackage(source)
+    return [repository.publish(package).version for _ in range(times)]
+
+
+def publish_and_delete(root: Path, source: Path, times: int) -> list[int]:
+    repository, package = Repository(root), ModelPackage(source)
+    numbers = []
+    for _ in range(times):
+        version = repository.publish(package)
+        repository.delete(version.name, version.version)
+        numbers.append(version.version)
+    return numbers
+
+
+WORKERS, TIMES = 4, 15
+
+
+class TestSeveralProcesses:
+    def test_a_number_is_not_used_again_when_its_version_comes_and_goes_meanwhile(
+        self, repository: Repository, make: Callable[..., ModelPackage], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        package, published = make(), []
+        rename = Path.rename
+
+        def rename_late(path: Path, target: Path) -> Path:
+            if target.name == "1":  # the number is chosen: now another publishes and deletes
+                monkeypatch.undo()
+                published.append(repository.publish(package).version)
+                repository.delete("ttH")
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", rename_late)
+        published.append(repository.publish(package).version)
+        assert sorted(published) == [1, 2]
+
+    @pytest.mark.parametrize("work", [publish_some, publish_and_delete], ids=lambda work: work.__name__)
+    def test_concurrent_publishers_get_whole_versions_of_their_own(
+        self,
+        repository: Repository,
+        make: Callable[..., ModelPackage],
+        work: Callable[[Path, Path, int], list[int]],
+    ) -> None:
+        package = make()
+        with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+            jobs = [pool.submit(work, repository.root, package.path, TIMES) for _ in range(WORKERS)]
+            numbers = [number for job in jobs for number in job.result(timeout=120)]
+        assert sorted(numbers) == list(range(1, WORKERS * TIMES + 1))
+        kept = sorted(numbers) if work is publish_some else []
+        assert [version.version for version in repository.list()] == kept
+        for number in kept:
+            repository.get("ttH", number).check()
+
+    def test_a_reader_never_sees_half_a_version(
+        self, repository: Repository, make: Callable[..., ModelPackage]
+    ) -> None:
+        package = make(content=b"x" * 100_000)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            job = pool.submit(publish_some, repository.root, package.path, TIMES)
+            seen = 0
+            while not job.done() or seen < TIMES:
+                for version in repository.list()[-1:]:
+                    repository.get(version.name, version.version).check()
+                    seen = max(seen, version.version)
+            job.result()
+        assert seen == TIMES
+
+    def test_a_publisher_killed_in_the_middle_leaves_nothing_to_see(
+        self, repository: Repository, make: Callable[..., ModelPackage]
+    ) -> None:
+        package = make()
+        program = (
+            "import sys, time\n"
+            "from pathlib import Path\n"
+            "from mlaas_ray.repository import Repository\n"
+            "def fill(folder):\n"
+            "    for file in Path(sys.argv[2]).iterdir():\n"
+            "        (folder / file.name).write_bytes(file.read_bytes())\n"
+            "    print('filled', flush=True)\n"
+            "    time.sleep(60)\n"
+            "Repository(sys.argv[1]).add('ttH', fill)\n"
+        )
+        arguments = [sys.executable, "-c", program, str(repository.root), str(package.path)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as publisher:
+            assert publisher.stdout is not None
+            assert publisher.stdout.readline() == "filled\n"
+            publisher.send_signal(signal.SIGKILL)
+            assert publisher.wait(10) == -signal.SIGKILL
+        assert any(repository.root.rglob("model.onnx"))  # it was in the middle indeed
+        assert repository.list() == []
+        with pytest.raises(ModelMissingError):
+            repository.get("ttH")
+        assert repository.publish(package) == ModelVersion("ttH", 1)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_a_remedy(
+    tmp_path: Path, make: Callable[..., ModelPackage]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(
+        RepositoryError, match=r"cannot write to the repository .*file.*rights and free space"
+    ):
+        Repository(tmp_path / "file").publish(make())
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "ttH").write_text("not a folder")
+    with pytest.raises(RepositoryError, match="cannot write"):
+        Repository(tmp_path / "models").publish(make(content=b"other"))
+    assert os.listdir(tmp_path / "models") == ["ttH"]
