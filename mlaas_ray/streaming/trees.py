@@ -111,6 +111,12 @@ def _open(path: str, tree: str | None, state: tuple[int, int] | None) -> Any:
     # decompressed arrays of the last events in memory, which nobody reads twice.
     handler = uproot.MemmapSource if state else uproot.source.fsspec.FSSpecSource
     file = uproot.open({path: None}, handler=handler, object_cache=None, array_cache=None)
+    there, due = file.file.source.num_bytes, file.file.fEND
+    if there is not None and there < due:
+        raise FileUnreadableError(
+            f"cannot read {path}: it is cut short: {there:,} bytes of {due:,}",
+            "Copy it again, or leave it out",
+        )
     name = tree or _only_tree(file, path)
     try:
         found = file[name]
