@@ -33,11 +33,18 @@ def check_model(model: str, framework: str, features: FeatureSpec) -> None:
     """
     load_framework(framework)
     source = ModelSource.locate(model)
+    if source.builtin:
+        return
     # The process ends with the task: a later task in it may read over XRootD, which dies after TensorFlow.
     task = ray.remote(num_cpus=0, max_calls=1, max_retries=0, runtime_env={"env_vars": WORKER_ENVIRONMENT})(
         _build_and_forget
     )
-    error = ray.get(task.remote(source, framework, features.width))
+    try:
+        error = ray.get(task.remote(source, framework, features.width))
+    except ray.exceptions.RayError as death:
+        raise ModelError(
+            f"{model}: building the model ended its process ({one_line(death)})", "Run the file by itself"
+        ) from None
     if error is not None:
         raise error
 
@@ -59,7 +66,7 @@ def build_network(source: ModelSource, framework: Framework, width: int) -> Any:
     call = f"{source.name}: model({width})"
     try:
         network = build(width)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(
             f"{source.where(error)}: model({width}) failed with {one_line(error)}", "Correct the model's code"
         ) from None

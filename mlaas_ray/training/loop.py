@@ -8,6 +8,7 @@ has, and every event is seen once an epoch.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import tempfile
 import time
@@ -73,7 +74,9 @@ def train_worker(config: dict[str, Run]) -> None:
     run = config["run"]
     group = Group.joined()
     framework = load_framework(run.framework)
-    framework.prepare(threads=1, seed=run.seed)
+    # Ray Train logs every report to the root logger, and the exporters all they do.
+    logging.getLogger().setLevel(logging.WARNING)
+    framework.prepare(threads=max(1, int(run.settings.cpus_per_worker or 1)), seed=run.seed)
     width = run.features.width
     network = framework.network(
         build_network(run.source, framework, width),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,9 +41,10 @@ class WholeShards(DataConfig):
         shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             own = dataset.copy(dataset)
-            own.context.execution_options = self._resolve_execution_options(name)
+            own.context.execution_options = copy.deepcopy(own.context.execution_options)
             own.context.execution_options.preserve_order = True
             own.context.enable_progress_bars = False
+            own.context.print_on_execution_start = False
             if world_size > 1:
                 own.context.target_max_block_size = block_size(
                     own._logical_plan.dag.infer_metadata().size_bytes,

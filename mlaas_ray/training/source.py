@@ -59,18 +59,23 @@ class ModelSource:
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"cannot read the model file {path}: {error}", _CONTRACT) from None
 
+    @property
+    def builtin(self) -> bool:
+        """Whether it is one of ours."""
+        return self.name in BUILTIN
+
     def builder(self) -> Callable[[int], Any] | None:
         """Return the user's function ``model(input_dim)``; None for a built-in model.
 
         Raises:
             ModelError: When the code does not run (naming file and line) or has no such function.
         """
-        if self.name in BUILTIN:
+        if self.builtin:
             return None
         module_name, _, function_name = ("", "", "model") if self.path else self.name.partition(":")
         try:
             module = self._execute() if self.path else importlib.import_module(module_name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelError(f"{self.where(error)}: {one_line(error)}", "Correct the model's code") from None
         function = getattr(module, function_name, None)
         if not callable(function):

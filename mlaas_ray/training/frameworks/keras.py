@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +34,11 @@ class Keras:
 
     def prepare(self, threads: int, seed: int) -> None:
         """Set threads and seeds of this process, before anything is built."""
-        import keras
-        import tensorflow as tf
+        with _no_greeting():
+            import keras
+            import tensorflow as tf
 
+        tf.get_logger().setLevel(logging.ERROR)
         try:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
             tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -174,10 +180,10 @@ class KerasNetwork:
     def begin_epoch(self, learning_rate: float, seed: int) -> None:
         """Set the optimiser's step size, and the seed of what is random in the network."""
         self._optimizer.learning_rate.assign(learning_rate)
-        for layer in self._module._flatten_layers():
-            generator = getattr(layer, "seed_generator", None)
-            if generator is not None:
-                generator.state.assign(np.array([seed % 2**31, 0], dtype=np.uint32))
+        # the states of Dropout's and other layers' generators: a seed and a counter each
+        states = [variable for variable in self._module.variables if variable.dtype == "uint32"]
+        for i, state in enumerate(states):
+            state.assign(np.array([(seed + i) % 2**32, 0], dtype=np.uint32))
 
     def settle(self) -> None:
         """Give all ranks the mean of what no gradient moves, such as BatchNorm's statistics."""
@@ -214,3 +220,16 @@ class KerasNetwork:
         )
         path = str(folder / MODEL_PATHS["savedmodel"])
         tf.saved_model.save(served, path, signatures={"serving_default": served.serve})
+
+
+@contextlib.contextmanager
+def _no_greeting() -> Iterator[None]:
+    """Keep off the terminal what TensorFlow prints while it loads, before its log level counts."""
+    terminal = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)

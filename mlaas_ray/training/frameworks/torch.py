@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ class Torch:
         """Set threads and seeds of this process, before anything is built."""
         import torch
 
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
 
@@ -43,7 +45,10 @@ class Torch:
 
         layers: list[nn.Module] = []
         for nodes in (128, 64, 32):
-            layers += [nn.Linear(width, nodes), nn.GELU(), nn.Dropout(0.1)]
+            layer = nn.Linear(width, nodes)
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+            layers += [layer, nn.GELU(), nn.Dropout(0.1)]
             width = nodes
         return nn.Sequential(*layers, nn.Linear(width, 1), nn.Sigmoid())
 
