@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-# fixture xrootd_server
-pytest_plugins = ["tests.xrootd_server"]
+# fixtures xrootd_server; served and the tiny models it serves
+pytest_plugins = ["tests.xrootd_server", "tests.serving"]
 
 
 @pytest.fixture(scope="session")

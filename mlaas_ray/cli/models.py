@@ -16,26 +16,20 @@ if TYPE_CHECKING:
     from mlaas_ray.core.package import ModelPackage
     from mlaas_ray.repository import ModelVersion
 
-EPILOG = """
-[bold]Examples[/]
+models_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
-mlaas models list
 
-mlaas models show higgs:2
+@models_app.callback()
+def models() -> None:
+    """List, show, publish and delete models, in a folder or (with --url) at a running service.
 
-mlaas models publish runs/higgs --name higgs
+    mlaas models list
+    mlaas models show higgs:2
+    mlaas models publish runs/higgs --name higgs
+    mlaas models publish model.onnx --name higgs --url http://127.0.0.1:8083
+    mlaas models delete higgs:1
+    """
 
-mlaas models publish model.onnx --name higgs --url http://127.0.0.1:8083
-
-mlaas models delete higgs:1
-"""
-
-app = typer.Typer(
-    help="List, show, publish and delete models, in a folder or (with --url) at a running service.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-)
 
 Repo = Annotated[
     Path,
@@ -51,7 +45,7 @@ Model = Annotated[
 MODELS = Path("models")
 
 
-@app.command("list")
+@models_app.command("list")
 @command
 def list_models(repository: Repo = MODELS, url: Url = None, json_line: Json = False) -> None:
     """List the models and their versions."""
@@ -72,7 +66,7 @@ def list_models(repository: Repo = MODELS, url: Url = None, json_line: Json = Fa
     out.print(table)
 
 
-@app.command()
+@models_app.command()
 @command
 def show(model: Model, repository: Repo = MODELS, url: Url = None, json_line: Json = False) -> None:
     """Show one version: its columns, labels, metrics and where it comes from."""
@@ -87,7 +81,7 @@ def show(model: Model, repository: Repo = MODELS, url: Url = None, json_line: Js
     out.print(table)
 
 
-@app.command()
+@models_app.command()
 @command
 def publish(
     package: Annotated[Path, typer.Argument(help="Folder that mlaas train wrote.")],
@@ -117,7 +111,7 @@ def publish(
         out.print(f"published {published}:{number} in {url or repository}", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@models_app.command()
 @command
 def delete(model: Model, repository: Repo = MODELS, url: Url = None, json_line: Json = False) -> None:
     """Delete a version (NAME:VERSION), or all versions of a model (NAME)."""
@@ -165,7 +159,7 @@ def _remote_models(url: str) -> list[dict[str, Any]]:
                 "versions": model.get("versions", [model["version"]]),
                 "format": model.get("format"),
                 "width": model.get("width"),
-                "auc": None,
+                "auc": _auc(model.get("metrics", {})),
                 "created": _when(model.get("created")),
                 "error": model.get("error"),
             }

@@ -13,20 +13,6 @@ from rich.table import Table
 from mlaas_ray.cli.output import Json, command, emit, out
 from mlaas_ray.core.errors import EventError
 
-EPILOG = """
-[bold]Examples[/]
-
-mlaas predict higgs --event '{"MET_pt": 31.2, "Jet_pt": [52.1, 33.0]}'
-
-mlaas predict higgs:2 --events events.json
-
-mlaas predict higgs --keys MET_pt,Jet_pt_0 --values 31.2,52.1
-
-mlaas predict higgs --values 31.2,52.1,nan
-
-cat event.json | mlaas predict higgs --json
-"""
-
 _ROWS_SHOWN = 20
 
 
@@ -54,8 +40,14 @@ def predict(
 ) -> None:
     """Ask a running service for predictions of one or many events.
 
-    Without --event, --events and --values, standard input is read: an event, a list of events, or a document
-    as /json takes it.
+    Without --event, --events and --values, standard input is read: an event,
+    a list of events, or a document as /json takes it.
+
+        mlaas predict higgs --event '{"MET_pt": 31.2, "Jet_pt": [52.1, 33.0]}'
+        mlaas predict higgs:2 --events events.json
+        mlaas predict higgs --keys MET_pt,Jet_pt_0 --values 31.2,52.1
+        mlaas predict higgs --values 31.2,52.1,nan
+        cat event.json | mlaas predict higgs --json
     """
     from mlaas_ray.client import Client
 

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlaas_ray.cli.output import Json, command, emit, err
+from mlaas_ray.cli.output import Address, Json, command, emit, err
 
 if TYPE_CHECKING:
     from mlaas_ray.inference.service import Service
     from mlaas_ray.inference.settings import ServiceSettings
-
-# Typer joins the lines of a paragraph; \b would keep them but is shown by rich.
-EPILOG = """
-[bold]Examples[/]
-
-mlaas serve [dim]# the models in ./models, at http://127.0.0.1:8083[/]
-
-mlaas serve --repository /data/models --port 9000 --replicas 4
-
-mlaas serve --address auto [dim]# on a running Ray cluster[/]
-
-curl -s http://127.0.0.1:8083/models
-"""
 
 
 @command
@@ -42,18 +30,25 @@ def serve(
     replicas: Annotated[int, typer.Option(min=1, help="Processes that hold models and predict.")] = 1,
     gateways: Annotated[int, typer.Option(min=1, help="Processes that speak HTTP.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads a model may use for a prediction.")] = 1,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            envvar="RAY_ADDRESS", help="Ray cluster to run on; without it, a Ray of its own on this machine."
-        ),
-    ] = None,
+    max_request: Annotated[int, typer.Option(min=1, help="Largest body of a prediction, MiB.")] = 64,
+    max_upload: Annotated[
+        int, typer.Option(min=1, help="Largest upload, MiB; unpacked it may have four times that.")
+    ] = 1024,
+    address: Address = None,
     json_line: Json = False,
 ) -> None:
     """Serve the models of a repository over HTTP until Ctrl-C.
 
-    Answers at /json (events as keys and values, values alone, or raw jagged events), /models, /params/NAME,
-    /upload, /delete, /status and /health. What is published, uploaded or deleted meanwhile counts at once.
+    Answers at /json (events as keys and values, values alone, or raw jagged
+    events), /models, /params/NAME, /upload, /delete, /status and /health. What
+    is published, uploaded or deleted meanwhile counts at once.
+
+        mlaas serve
+        mlaas serve --repository /data/models --port 9000 --replicas 4
+        mlaas serve --address auto
+
+        curl http://127.0.0.1:8083/models
+        mlaas predict NAME --event '{"MET_pt": 31.2, "Jet_pt": [52.1, 33.0]}'
     """
     from mlaas_ray.inference.service import serve_until_stopped
     from mlaas_ray.inference.settings import ServiceSettings
@@ -66,7 +61,10 @@ def serve(
             "replicas": replicas,
             "gateways": gateways,
             "threads": threads,
-            "address": address,
+            "request_bytes": max_request << 20,
+            "upload_bytes": max_upload << 20,
+            "unpacked_bytes": 4 * max_upload << 20,
+            "address": address or os.environ.get("RAY_ADDRESS") or None,
         }
     )
     if not json_line:

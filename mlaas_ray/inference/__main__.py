@@ -1,7 +1,7 @@
 """``python -m mlaas_ray.inference SETTINGS``: the process of :func:`running_service`, not for people.
 
 Prints one JSON line when it answers, an error as one JSON line on standard error, and stops when its
-standard input is closed: so it does not outlive who started it.
+standard input is closed: so it does not outlive who started it, unless that is wanted.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import sys
 import threading
 
 from mlaas_ray.core.errors import MlaasError
-from mlaas_ray.inference.service import Service, serve_until_stopped
+from mlaas_ray.inference.service import LASTING, Service, serve_until_stopped
 from mlaas_ray.inference.settings import ServiceSettings
 
 
 def main() -> int:
     """Serve until told to stop."""
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    if not os.environ.get(LASTING):
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
         serve_until_stopped(ServiceSettings.model_validate_json(sys.argv[1]), _announce)
     except MlaasError as error:

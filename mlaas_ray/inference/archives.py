@@ -48,6 +48,8 @@ def unpack(archive: Path, folder: Path, limit: int) -> str:
     try:
         with _Guarded(io.FileIO(plain)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return _extract(tar, folder, limit)
+    except PackageError:
+        raise
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise PackageError(f"not a tar archive: {error}", _REMEDY) from None
     finally:
@@ -72,28 +74,28 @@ def _extract(tar: tarfile.TarFile, folder: Path, limit: int) -> str:
             raise PackageError(f"{member.name!r} lies outside the archive's top folder", _REMEDY)
         top = parts[0]
         target = folder.joinpath(*parts[1:])
-        if member.isdir():
-            target.mkdir(parents=True, exist_ok=True)
-            continue
         left -= member.size
         if left < 0:
             raise TooLargeError(f"more than {limit} bytes once unpacked", "Upload a smaller model")
-        _write(tar, member, target)
+        try:
+            _write(tar, member, target)
+        except (FileExistsError, NotADirectoryError):
+            raise PackageError(f"{member.name!r} is in the archive twice", _REMEDY) from None
     if top is None:
         raise PackageError("the archive is empty", _REMEDY)
     return top
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     source = tar.extractfile(member)
     if source is None:
         raise PackageError(f"{member.name!r} is no plain file", _REMEDY)
-    try:
-        with source, target.open("xb") as file:
-            shutil.copyfileobj(source, file, _CHUNK)
-    except FileExistsError:
-        raise PackageError(f"{member.name!r} is in the archive twice", _REMEDY) from None
+    with source, target.open("xb") as file:
+        shutil.copyfileobj(source, file, _CHUNK)
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -60,6 +60,9 @@ def environment(settings: ServiceSettings, folder: Path) -> dict[str, str]:
         # A row of 42 values is small, but many rows at once are not: gRPC's own limit is 4 MiB.
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2 * settings.request_bytes + MEBIBYTE),
     }
+    if settings.address is None:
+        # Ray turns its token authentication on by itself where it finds a token; this Ray serves nobody else.
+        own["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "disabled")
     return own | preferred(os.environ)
 
 

@@ -69,11 +69,12 @@ def describe(entry: Entry, versions: list[int]) -> dict[str, Any]:
         "framework": package.manifest.framework,
         "created": package.manifest.created.isoformat(),
         "width": entry.width,
+        "metrics": package.metrics,
     }
 
 
 def describe_fully(entry: Entry, versions: list[int]) -> dict[str, Any]:
-    """Return :func:`describe` with the columns, the branches, the classes and the metrics."""
+    """Return :func:`describe` with the columns, the branches, the classes and the signature."""
     features = entry.features
     return describe(entry, versions) | {
         "columns": list(features.columns) if features else None,
@@ -82,7 +83,6 @@ def describe_fully(entry: Entry, versions: list[int]) -> dict[str, Any]:
         else None,
         "classes": entry.package.labels,
         "signature": entry.package.signature.model_dump(mode="json"),
-        "metrics": entry.package.metrics,
     }
 
 

@@ -55,7 +55,7 @@ def error_reply(error: Exception, request: Request) -> Response:
     if isinstance(cause, errors.MlaasError):  # raised in a model replica, wrapped by Ray
         error = cause
     if isinstance(error, HTTPException):
-        return _refusal(str(error.detail), error.status_code, dict(error.headers or {}))
+        return _refusal(_http_reason(error, request), error.status_code, dict(error.headers or {}))
     for kind, status in CODES:
         if isinstance(error, kind):
             text = _SENTENCES.get(status) or str(error)
@@ -68,6 +68,17 @@ def error_reply(error: Exception, request: Request) -> Response:
     number = request.headers.get("x-request-id") or uuid.uuid4().hex
     logger.error("request %s: %s %s failed", number, request.method, request.url.path, exc_info=error)
     return _refusal(f"internal error; the service's log has it as request {number}", 500)
+
+
+def _http_reason(error: HTTPException, request: Request) -> str:
+    """Say what Starlette says, and of what."""
+    if error.status_code == 404:
+        return (
+            f"no route {request.url.path}. There are /json, /models, /params/NAME, /upload, /delete, /status."
+        )
+    if error.status_code == 405:
+        return f"{request.url.path} does not take {request.method}."
+    return str(error.detail)
 
 
 def _refusal(text: str, status: int, headers: dict[str, str] | None = None) -> Response:

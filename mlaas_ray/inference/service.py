@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -28,6 +28,8 @@ from mlaas_ray.inference.environment import environment, refuse_taken_port, serv
 from mlaas_ray.inference.settings import ServiceSettings
 
 STOP_TIMEOUT_S = 60.0
+# Set for a service that outlives who started it.
+LASTING = "MLAAS_SERVICE_LASTS"
 # Ray's own objects are small here; its default is 30 % of the machine's memory.
 OBJECT_STORE_BYTES = 256 << 20
 
@@ -46,7 +48,7 @@ class Service:
 
 
 @contextmanager
-def running_service(settings: ServiceSettings) -> Iterator[Service]:
+def running_service(settings: ServiceSettings, *, keep: bool = False) -> Iterator[Service]:
     """Run a service while the block runs.
 
     It is a process of its own with a Ray of its own, as ``mlaas serve`` is: what Serve reads from the
@@ -54,6 +56,8 @@ def running_service(settings: ServiceSettings) -> Iterator[Service]:
 
     Args:
         settings: What to serve, and where.
+        keep: Leave the service running when the block ends well; SIGTERM to its pid stops it. Otherwise it
+            ends with the block, and at the latest with this process.
 
     Raises:
         ServiceError: When it does not start.
@@ -62,22 +66,20 @@ def running_service(settings: ServiceSettings) -> Iterator[Service]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlaas_ray.inference", settings.model_dump_json()],
-            # Closed when this process ends, however it ends: the service then stops.
-            stdin=subprocess.PIPE,
+            # Closed when this process ends, however it ends, which stops the service.
+            stdin=subprocess.DEVNULL if keep else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             # A Ctrl-C in the terminal is for this process, which then stops the service.
             start_new_session=True,
-            env=_without_ray(dict(os.environ)),
+            env=_without_ray(dict(os.environ)) | {LASTING: "1" if keep else ""},
         )
         try:
-            first = process.stdout.readline() if process.stdout else b""
-            if not first:
-                process.wait(STOP_TIMEOUT_S)
-                log.seek(0)
-                raise _failure(log.read().decode(errors="replace"))
-            yield Service(json.loads(first)["url"], process.pid)
-        finally:
+            yield _started(process, log)
+        except BaseException:
+            _end(process)
+            raise
+        if not keep:
             _end(process)
 
 
@@ -120,6 +122,8 @@ def _start(settings: ServiceSettings) -> None:
 
     from mlaas_ray.inference.app import APPLICATION, build_app
 
+    # What it says in passing is in its log files.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     own: dict[str, Any] = {
         # Loopback only: a service of one machine has no business on its network.
         "_node_ip_address": "127.0.0.1",
@@ -139,7 +143,6 @@ def _start(settings: ServiceSettings) -> None:
             f"no Ray at {settings.address}: {error}", "Start one with ray start --head"
         ) from None
     serve.start(http_options={"host": settings.host, "port": settings.port}, proxy_location="HeadOnly")
-    # Its progress is for a log; the caller is told when the service answers.
     try:
         serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
     except RuntimeError as error:
@@ -221,6 +224,20 @@ def _ignore_signals() -> None:
     """Let a stop that has begun come to its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _started(process: subprocess.Popen[bytes], log: IO[bytes]) -> Service:
+    """Wait until a service's process says that it answers.
+
+    Raises:
+        ServiceError: When it ends instead, with what it said.
+    """
+    first = process.stdout.readline() if process.stdout else b""
+    if first:
+        return Service(json.loads(first)["url"], process.pid)
+    process.wait(STOP_TIMEOUT_S)
+    log.seek(0)
+    raise _failure(log.read().decode(errors="replace"))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
+import orjson
 import pytest
 
 from mlaas_ray.core.features import Feature, FeatureSpec, Statistics
 from mlaas_ray.core.package import ModelPackage, Signature, Tensor, write_package
+from mlaas_ray.repository import Repository
 
 SEEN = Statistics(count=4, min=0.0, max=1.0, mean=0.5, std=0.3)
 
@@ -118,8 +126,6 @@ def onnx_package(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> M
 
 @pytest.fixture(scope="session")
 def saved_package(saved_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
-    import shutil
-
     folder = tmp_path_factory.mktemp("packages") / "toytf"
     shutil.copytree(saved_model, folder / "model")
     return write_package(
@@ -133,11 +139,56 @@ def saved_package(saved_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     )
 
 
-@pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    def port() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
-    return port
+
+@dataclass
+class Served:
+    """A service that runs, and the repository it serves."""
+
+    url: str
+    pid: int
+    repository: Repository
+    http: httpx.Client
+
+    def json(self, document: Any) -> httpx.Response:
+        return self.http.post(
+            "/json", content=document if isinstance(document, bytes) else orjson.dumps(document)
+        )
+
+
+def start_serving(repository: Path, port: int, *options: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    """Run ``mlaas serve --json`` until it says that it is ready."""
+    command = [sys.executable, "-m", "mlaas_ray.cli.main", "serve", "--json", "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, "--repository", str(repository), *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, f"mlaas serve ended with {process.wait(60)}"
+    return process, json.loads(line)
+
+
+@pytest.fixture(scope="session")
+def served(
+    onnx_package: ModelPackage, saved_package: ModelPackage, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """A service of ``toy`` (ONNX) and ``toytf`` (SavedModel), as a user starts it; bodies up to 8 MiB."""
+    repository = Repository(tmp_path_factory.mktemp("served") / "models")
+    repository.publish(onnx_package)
+    repository.publish(saved_package)
+    process, ready = start_serving(
+        repository.root, free_port(), "--max-request", "8", "--max-upload", "8", "--replicas", "2"
+    )
+    with httpx.Client(base_url=ready["url"], timeout=60, trust_env=False) as http:
+        yield Served(ready["url"], process.pid, repository, http)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    if process.stdout:
+        process.stdout.close()
