@@ -1,0 +1,399 @@
+"""The service as its clients see it: started by ``mlaas serve``, asked over HTTP."""
+
+import base64
+import concurrent.futures
+import gzip
+import json
+import socket
+import subprocess
+import threading
+import time
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.inference.test_archives import member, write_tar
+from tests.serving import SPEC, WIDTH, expected, write_onnx
+
+EVENT = {"MET_pt": 31.25, "Jet_pt": [52.5, 33.0]}
+ROW = [31.25, None, 52.5, 33.0, None]
+MODELS = ["toy", "toytf"]
+
+
+def answer(row):
+    return expected(np.array([row], dtype=np.float32))[0].tolist()
+
+
+def bundle(tmp_path, name, scale=1.0):
+    """A tar.gz of an ONNX file."""
+    content = write_onnx(tmp_path / f"{name}.onnx", scale=scale).read_bytes()
+    return write_tar(tmp_path / f"{name}.tar.gz", member(f"{name}/model.onnx", content), compress=True)
+
+
+@pytest.fixture(autouse=True)
+def still_serving(request):
+    """Whatever a test sends, the service answers the next caller, and holds what it held."""
+    if "served" not in request.fixturenames:
+        yield
+        return
+    served = request.getfixturevalue("served")
+    yield
+    assert served.json({"model": "toy", "event": EVENT}).json() == pytest.approx(answer(ROW), rel=1e-6)
+    assert set(served.repository.names()) == set(MODELS)
+    assert not [
+        path for path in served.repository.root.iterdir() if path.name.startswith((".draft", ".incoming"))
+    ]
+
+
+# Predictions
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_event_gives_one_answer_whichever_of_three_ways_it_is_sent(served, model):
+    ways = [
+        {"keys": ["Jet_pt_1", "Jet_pt_0", "MET_pt"], "values": [33.0, 52.5, 31.25]},
+        {"values": ROW},
+        {"event": EVENT},
+    ]
+    replies = [served.json({**way, "model": model}) for way in ways]
+    assert [reply.status_code for reply in replies] == [200, 200, 200]
+    assert {reply.headers["x-model"] for reply in replies} == {f"{model}:1"}
+    assert len({reply.text for reply in replies}) == 1
+    assert replies[0].json() == pytest.approx(answer(ROW), rel=1e-6)
+
+
+@pytest.mark.parametrize("path", ["/json", "/predict/json"])
+@pytest.mark.parametrize(
+    "kind",
+    ["application/json", "application/x-www-form-urlencoded", "text/plain", "application/octet-stream"],
+)
+def test_a_body_is_json_whatever_its_content_type_says(served, path, kind):
+    body = json.dumps({"MODEL": "toy", "Values": ROW})
+    reply = served.http.post(path, content=body, headers={"Content-Type": kind})
+    assert reply.status_code == 200
+    assert reply.text == "[3.2075]\n"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_many_rows_give_a_list_of_answers_in_their_order(served, model):
+    rows = np.random.default_rng(1).normal(size=(1000, WIDTH)).astype(np.float32)
+    found = served.json({"model": model, "values": rows.tolist()}).json()
+    np.testing.assert_allclose(found, expected(rows), rtol=1e-4, atol=1e-6)
+    events = [
+        {"MET_pt": float(row[0]), "run": float(row[1]), "Jet_pt": row[2:].tolist()} for row in rows[:20]
+    ]
+    found = served.json({"model": model, "events": events}).json()
+    np.testing.assert_allclose(found, expected(rows[:20]), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_larger_than_grpcs_own_limit_get_through(served):
+    rows = np.ones((250_000, WIDTH), dtype=np.float32)
+    found = served.json({"model": "toy", "values": rows.astype(int).tolist()})
+    assert found.status_code == 200, found.text
+    assert len(found.json()) == len(rows)
+
+
+def test_every_caller_gets_the_answer_to_its_own_row(served):
+    rows = np.random.default_rng(2).normal(size=(400, WIDTH)).astype(np.float32)
+    limits = httpx.Limits(max_connections=40)
+    with httpx.Client(base_url=served.url, timeout=60, trust_env=False, limits=limits) as http:
+
+        def ask(number):
+            model = MODELS[number % 2]
+            return http.post("/json", json={"model": model, "values": rows[number].tolist()}).json()
+
+        with concurrent.futures.ThreadPoolExecutor(40) as pool:
+            found = list(pool.map(ask, range(len(rows))))
+    np.testing.assert_allclose(found, expected(rows), rtol=1e-4, atol=1e-6)
+
+
+def test_curl_gets_an_answer_without_saying_what_it_sends(served):
+    body = json.dumps({"model": "toy", "event": EVENT})
+    said = subprocess.run(
+        ["curl", "-sS", f"{served.url}/json", "-d", body], check=True, capture_output=True, timeout=60
+    )
+    assert json.loads(said.stdout) == pytest.approx(answer(ROW), rel=1e-6)
+
+
+def test_a_body_that_comes_in_pieces_is_waited_for(served):
+    body = json.dumps({"model": "toy", "event": EVENT}).encode()
+    head = (
+        f"POST /json HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    )
+    place = urlsplit(served.url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        for piece in (head[:20], head[20:], body[:7], body[7:]):
+            connection.sendall(piece)
+            time.sleep(0.05)
+        reply = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert b" 200 " in reply.splitlines()[0]
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("document", "status", "said"),
+    [
+        (b"{", 400, "not JSON"),
+        (b"", 400, "not JSON"),
+        (b"[" * 10_000, 400, "not JSON"),
+        (b"\x00\xff", 400, "not JSON"),
+        (b"[1]", 400, "a JSON list"),
+        ({"model": "toy", "values": [1, 2]}, 400, "2 values were sent, but the model takes 5"),
+        ({"model": "toy", "keys": ["Jet_pt_9"], "values": [1]}, 400, "Did you mean 'Jet_pt_"),
+        ({"model": "toy", "event": {"Jetpt": [1]}}, 400, "Did you mean 'Jet_pt'"),
+        ({"model": "toy", "event": {"Jet_pt": ["x"]}}, 400, "not a number"),
+        ({"model": "toy", "values": ["x", 2, 3, 4, 5]}, 400, "not a number"),
+        ({"model": "toy", "values": [1e300, 2, 3, 4, 5]}, 400, "too large for float32"),
+        ({"model": "toy"}, 400, "no values and no event"),
+        ({"model": 3, "values": [1]}, 400, "model is a number"),
+        ({"model": "tory", "values": ROW}, 404, "Did you mean 'toy'"),
+        ({"model": "toy:9", "values": ROW}, 404, "no version 9"),
+        ({"model": "toy:x", "values": ROW}, 400, "names no version"),
+        ({"model": "../toy", "values": ROW}, 400, "cannot be a model's name"),
+        ({"values": ROW}, 400, "no model is named, and there are 2: toy, toytf"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_gets_its_reason(served, document, status, said):
+    reply = served.json(document)
+    assert reply.status_code == status
+    assert set(reply.json()) == {"error"}
+    assert said in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/", 404),
+        ("GET", "/json", 405),
+        ("POST", "/models", 405),
+        ("POST", "/json/", 404),
+        ("GET", "/params/none", 404),
+        ("GET", "/params/..%2Ftoy", 404),
+        ("DELETE", "/delete/none", 404),
+        ("DELETE", "/delete/toy:7", 404),
+        ("DELETE", "/delete/.deleted", 400),
+        ("DELETE", "/delete/..%2F..%2Fetc", 404),
+        ("DELETE", "/delete", 400),
+        ("POST", "/upload", 400),
+    ],
+)
+def test_every_refusal_is_json(served, method, path, status):
+    reply = served.http.request(method, path)
+    assert (reply.status_code, list(reply.json())) == (status, ["error"]), reply.text
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_at_once(served):
+    place = urlsplit(served.url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        connection.sendall(b"POST /json HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n{")
+        assert b" 413 " in connection.recv(4096).splitlines()[0]
+
+
+@pytest.mark.parametrize("path", ["/json", "/upload"])
+def test_a_body_that_turns_out_too_large_is_refused(served, path):
+    reply = served.http.post(path, content=(bytes(1 << 20) for _ in range(9)))
+    assert reply.status_code == 413
+    assert "more than 8388608 bytes" in reply.json()["error"]
+
+
+# Models
+
+
+def test_models_are_described_in_tfaas_keys(served):
+    models = served.http.get("/models").json()
+    assert [model["name"] for model in models] == MODELS
+    tfaas = "name model labels op input_name output_name img_channels options input_node output_node"
+    assert {*tfaas.split(), "description", "timestamp"} <= set(models[0])
+    assert models[0]["version"] == 1
+    params = served.http.get("/params/toy").json()
+    assert params["columns"] == list(SPEC.columns)
+    assert params["input_node"] == "x"
+    assert params["classes"] == ["background", "signal"]
+    assert served.http.get("/params/toy:1").json() == params
+
+
+def test_a_damaged_package_is_listed_with_its_error_and_hides_no_other(served):
+    broken = served.repository.root / "broken" / "1"
+    broken.mkdir(parents=True)
+    (broken / "package.json").write_text("{")
+    try:
+        models = {model["name"]: model for model in served.http.get("/models").json()}
+        assert "damaged" in models["broken"]["error"]
+        assert "error" not in models["toy"]
+        reply = served.json({"model": "broken", "values": [1]})
+        assert reply.status_code == 400
+        assert "damaged" in reply.json()["error"]
+    finally:
+        served.repository.delete("broken")
+
+
+def test_status_and_health_are_those_of_a_service_that_answers(served):
+    assert served.http.get("/health").json() == {"status": "ok"}
+    status = served.http.get("/status").json()
+    assert {"CPU", "Load", "Memory", "NGo", "Uptime", "getRequests", "postRequests"} <= set(status)
+    assert status["Memory"]["Virtual"]["total"] > 0
+    assert status["errors"] == 0
+
+
+# Uploads and deletes
+
+
+def test_a_bundle_is_served_at_once_and_its_next_version_too(served, tmp_path):
+    for version, scale in ((1, 1.0), (2, 10.0)):
+        body = bundle(tmp_path, "up-1.2", scale).read_bytes()
+        reply = served.http.post("/upload", content=body, headers={"Content-Encoding": "gzip"})
+        assert reply.json() == {"name": "up-1.2", "version": version}, reply.text
+        found = served.json({"model": "up-1.2", "values": [100, 0, 0, 0, 0]})
+        assert found.json() == pytest.approx([scale])
+        assert found.headers["x-model"] == f"up-1.2:{version}"
+    assert served.json({"model": "up-1.2:1", "values": [100, 0, 0, 0, 0]}).json() == pytest.approx([1.0])
+    assert served.http.get("/params/up-1.2").json()["versions"] == [1, 2]
+    assert served.http.delete("/delete/up-1.2:2").json() == {"deleted": ["up-1.2:2"]}
+    assert served.json({"model": "up-1.2", "values": [100, 0, 0, 0, 0]}).json() == pytest.approx([1.0])
+    # as the original's client does: a form in the body of a DELETE
+    reply = served.http.request("DELETE", "/delete", files={"model": (None, "up-1.2")})
+    assert reply.json() == {"deleted": ["up-1.2:1"]}
+    assert served.json({"model": "up-1.2", "values": [1, 0, 0, 0, 0]}).status_code == 404
+
+
+def test_the_originals_client_may_upload_a_form_in_base64_without_op(served, tmp_path):
+    content = write_onnx(tmp_path / "model.onnx").read_bytes()
+    params = {
+        "name": "form",
+        "model": "model.onnx",
+        "labels": "labels.txt",
+        "inputNode": "in",
+        "options": None,
+    }
+    files = {
+        "name": (None, "form"),
+        "params": ("/home/me/params.json", json.dumps(params), "application/json"),
+        "model": ("/home/me/model.onnx", base64.encodebytes(content) + b"\n", "application/octet-stream"),
+        "labels": ("/home/me/labels.txt", "background\nsignal\n", "text/plain"),
+    }
+    reply = served.http.post("/upload", files=files, headers={"Content-Encoding": "base64"})
+    assert reply.json() == {"name": "form", "version": 1}, reply.text
+    described = served.http.get("/params/form").json()
+    assert (described["input_node"], described["labels"], described["name"]) == ("in", "labels.txt", "form")
+    assert described["classes"] == ["background", "signal"]
+    # a model that knows no columns: keys are ignored, values are all there
+    reply = served.json({"model": "form", "keys": ["any"], "values": [100, 0, 0, 0, 0]})
+    assert reply.json() == pytest.approx([1.0])
+    assert served.json({"model": "form", "event": EVENT}).status_code == 400
+    served.http.delete("/delete/form").raise_for_status()
+
+
+def test_a_saved_model_without_assets_is_served_from_a_bundle(served, tmp_path, saved_model):
+    files = [path for path in saved_model.rglob("*") if path.is_file()]
+    body = write_tar(
+        tmp_path / "b",
+        *(member(f"./tfup/{path.relative_to(saved_model)}", path.read_bytes()) for path in files),
+        member("tfup/features.json", SPEC.to_json().encode()),
+    )
+    reply = served.http.post("/upload", content=body.read_bytes())
+    assert reply.json() == {"name": "tfup", "version": 1}, reply.text
+    assert served.json({"model": "tfup", "event": EVENT}).json() == pytest.approx(answer(ROW), rel=1e-6)
+    served.http.delete("/delete/tfup").raise_for_status()
+
+
+def test_concurrent_uploads_of_one_name_do_not_mix(served, tmp_path):
+    bodies = {}
+    for number in range(1, 5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        bodies[number] = bundle(folder, "many", float(number)).read_bytes()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        replies = list(
+            pool.map(lambda body: served.http.post("/upload", content=body).json(), bodies.values())
+        )
+    assert sorted(reply["version"] for reply in replies) == [1, 2, 3, 4]
+    for number, reply in zip(bodies, replies, strict=True):
+        found = served.json({"model": f"many:{reply['version']}", "values": [100, 0, 0, 0, 0]})
+        assert found.json() == pytest.approx([float(number)])
+    served.http.delete("/delete/many").raise_for_status()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("bad/model.onnx", b"\x08\x07 junk", "not an ONNX file"),
+        ("bad/saved_model.pb", b"\x08\x01 junk", "cannot load the SavedModel"),
+        ("bad/graph.pb", b"\x0a\x01", "frozen TensorFlow graph"),
+        ("bad/readme", b"x", "no model"),
+        ("../bad/model.onnx", b"x", "leads out"),
+        ("/bad/model.onnx", b"x", "leads out"),
+    ],
+)
+def test_a_bundle_that_cannot_be_served_is_refused_and_leaves_nothing(served, tmp_path, name, content, said):
+    body = write_tar(tmp_path / "b", member(name, content)).read_bytes()
+    reply = served.http.post("/upload", content=body)
+    assert reply.status_code == 400
+    assert said in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"name": (None, "bad")}, "no file part model"),
+        ({"name": (None, "../bad"), "model": ("m", b"\x08\x07")}, "cannot be a model's name"),
+        ({"name": (None, "bad"), "model": ("m", b"\x0a\x07")}, "frozen TensorFlow graph"),
+        ({"model": ("m", b"\x08\x07")}, "names no model"),
+        ({"name": (None, "bad"), "model": ("m", b"\x08\x07"), "params": ("p", b"{")}, "not JSON"),
+        (
+            {"name": (None, "bad"), "model": ("m", b"\x08\x07"), "params": ("p", b'{"name": "b"}')},
+            "its params b",
+        ),
+    ],
+)
+def test_a_form_that_cannot_be_served_is_refused_and_leaves_nothing(served, files, said):
+    reply = served.http.post("/upload", files=files)
+    assert reply.status_code == 400
+    assert said in reply.json()["error"]
+
+
+def test_a_form_that_is_no_form_is_refused(served):
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    reply = served.http.post("/upload", content=b"no form", headers=kind)
+    assert (reply.status_code, list(reply.json())) == (400, ["error"])
+    reply = served.http.post("/upload", content=b"", headers={"Content-Type": "multipart/form-data"})
+    assert (reply.status_code, list(reply.json())) == (400, ["error"])
+    encoded = {"Content-Encoding": "base64"}
+    reply = served.http.post(
+        "/upload", files={"model": ("m", b"\x08!!"), "name": (None, "b")}, headers=encoded
+    )
+    assert "not base64" in reply.json()["error"]
+
+
+def test_a_bundle_that_unpacks_to_more_than_the_limit_is_refused(served):
+    body = gzip.compress(bytes(80 << 20), compresslevel=1)
+    reply = served.http.post("/upload", content=body)
+    assert reply.status_code == 413
+    assert "once unpacked" in reply.json()["error"]
+
+
+def test_predictions_go_on_while_a_model_is_uploaded(served, tmp_path):
+    body = bundle(tmp_path, "slow").read_bytes()
+    served.json({"model": "toy", "values": ROW})
+    longest, done = 0.0, threading.Event()
+
+    def ask():
+        nonlocal longest
+        while not done.is_set():
+            start = time.monotonic()
+            assert served.json({"model": "toy", "values": ROW}).status_code == 200
+            longest = max(longest, time.monotonic() - start)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    start = time.monotonic()
+    served.http.post("/upload", content=body).raise_for_status()
+    took = time.monotonic() - start
+    done.set()
+    asking.join()
+    assert longest < max(1.0, took / 2)
+    served.http.delete("/delete/slow").raise_for_status()

@@ -1,0 +1,183 @@
+"""Starts that answer, and stops that leave nothing."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from mlaas_ray.core.errors import ServiceError
+from mlaas_ray.inference import ServiceSettings, running_service
+from mlaas_ray.repository import Repository
+from tests.serving import free_port, start_serving
+
+
+@pytest.fixture
+def repository(onnx_package, tmp_path):
+    made = Repository(tmp_path / "models")
+    made.publish(onnx_package)
+    return made
+
+
+def family(pid):
+    """The processes of a service: itself, and all that descend from it."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def listening(processes):
+    ports = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            ports |= {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    return ports
+
+
+def still_bound(ports):
+    bound = set()
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                bound.add(port)
+    return bound
+
+
+def haproxy_folders(processes):
+    """The folders of a service's own HAProxy, by its command line."""
+    folders = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            folders |= {Path(part).parents[1] for part in process.cmdline() if part.endswith("haproxy.cfg")}
+    return folders
+
+
+def test_a_stopped_service_leaves_no_process_no_port_and_no_folder(repository):
+    with running_service(ServiceSettings(repository=repository.root, port=free_port())) as service:
+        assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
+        processes = family(service.pid)
+        ports, folders = listening(processes), haproxy_folders(processes)
+        assert urlsplit(service.url).port in ports
+        assert len(folders) == 1
+    gone, alive = psutil.wait_procs(processes, timeout=5)
+    assert not alive
+    assert len(gone) == len(processes)
+    assert not still_bound(ports)
+    assert not [folder for folder in folders if folder.exists()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_terminal_stops_it_too(repository, number):
+    process, ready = start_serving(repository.root, free_port())
+    processes = family(ready["pid"])
+    ports = listening(processes)
+    os.killpg(process.pid, number)
+    assert process.wait(60) == 0
+    process.stdout.close()
+    assert not psutil.wait_procs(processes, timeout=5)[1]
+    assert not still_bound(ports)
+
+
+def test_a_signal_while_it_starts_stops_it(repository):
+    command = [sys.executable, "-m", "mlaas_ray.cli.main", "serve", "--json", "--port", str(free_port())]
+    process = subprocess.Popen(
+        [*command, "--repository", str(repository.root)], stdout=subprocess.PIPE, start_new_session=True
+    )
+    time.sleep(3)
+    processes = family(process.pid)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) in (0, 130)
+    assert process.stdout.read() == b""
+    process.stdout.close()
+    assert not psutil.wait_procs(processes, timeout=10)[1]
+
+
+def test_a_service_ends_with_who_started_it(repository, tmp_path):
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import sys, os, signal\n"
+        "from mlaas_ray.inference import ServiceSettings, running_service\n"
+        "with running_service(ServiceSettings(repository=sys.argv[1], port=int(sys.argv[2]))) as service:\n"
+        "    print(service.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = [sys.executable, str(script), str(repository.root), str(free_port())]
+    said = subprocess.run(run, stdout=subprocess.PIPE, timeout=120).stdout
+    pid = int(said)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert not psutil.wait_procs(family(pid), timeout=60)[1]
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_service_that_is_kept_runs_on_until_it_is_told(repository):
+    with running_service(ServiceSettings(repository=repository.root, port=free_port()), keep=True) as service:
+        pass
+    processes = family(service.pid)
+    try:
+        assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
+    finally:
+        os.kill(service.pid, signal.SIGTERM)
+    assert not psutil.wait_procs(processes, timeout=60)[1]
+
+
+def test_two_services_on_a_machine_do_not_meet(served, repository):
+    with running_service(ServiceSettings(repository=repository.root, port=free_port())) as second:
+        one = httpx.get(f"{served.url}/models", trust_env=False).json()
+        two = httpx.get(f"{second.url}/models", trust_env=False).json()
+        assert (len(one), len(two)) == (2, 1)
+    assert httpx.get(f"{served.url}/health", trust_env=False).status_code == 200
+
+
+def test_a_taken_port_is_refused_before_anything_starts(served, repository):
+    port = urlsplit(served.url).port
+    start = time.monotonic()
+    with (
+        pytest.raises(ServiceError, match=f"cannot listen on 127.0.0.1:{port}"),
+        running_service(ServiceSettings(repository=repository.root, port=port)),
+    ):
+        pass
+    assert time.monotonic() - start < 2
+
+
+def test_what_the_child_says_is_raised_here(repository):
+    settings = ServiceSettings(repository=repository.root, port=free_port(), address="127.0.0.1:1")
+    with pytest.raises(ServiceError), running_service(settings):
+        pass
+
+
+def test_a_model_replica_that_dies_is_replaced_and_hardly_missed(repository):
+    port = free_port()
+    settings = ServiceSettings(repository=repository.root, port=port, replicas=2)
+    with running_service(settings) as service, httpx.Client(base_url=service.url, trust_env=False) as http:
+        codes: list[int] = []
+        done = threading.Event()
+
+        def ask():
+            while not done.is_set():
+                codes.append(http.post("/json", json={"values": [1, 2, 3, 4, 5]}, timeout=60).status_code)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while len(codes) < 50:
+            time.sleep(0.01)
+        replicas = [p for p in family(service.pid) if "ModelReplica" in " ".join(p.cmdline())]
+        assert len(replicas) == 2
+        replicas[0].kill()
+        before = len(codes)
+        while len(codes) < before + 500:
+            time.sleep(0.01)
+        done.set()
+        asking.join()
+    assert codes.count(200) >= len(codes) - 2
+    assert set(codes) <= {200, 503}
