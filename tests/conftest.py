@@ -12,6 +12,7 @@ os.environ.update(
     TF_CPP_MIN_LOG_LEVEL="2",
 )
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ import pytest
 
 # fixtures xrootd_server; served and the tiny models it serves
 pytest_plugins = ["tests.xrootd_server", "tests.serving"]
+
+
+def pytest_unconfigure() -> None:
+    # When Python ends, XRootD looks at every object there is, also at one that PyTorch has deprecated.
+    warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
 
 
 @pytest.fixture(scope="session")
