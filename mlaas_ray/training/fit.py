@@ -25,7 +25,6 @@ from ray.train import (
     TrainingFailedError,
     UserCallback,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from mlaas_ray.core import FeatureSpec, MlaasError
 from mlaas_ray.core.errors import ModelError
@@ -88,6 +87,8 @@ def fit(
     check_model(model, framework, features)
     run = Run(ModelSource.locate(model), framework, features, settings, seed)
     where = str(storage) if "://" in str(storage) else str(Path(storage).expanduser().absolute())
+    from ray.train.torch import TorchConfig, TorchTrainer  # imports PyTorch
+
     with epoch_callbacks(on_epoch, settings.epochs) as callbacks, _quick_reports(), _own_interrupt():
         trainer = TorchTrainer(
             train_worker,

@@ -1,0 +1,61 @@
+"""Datasets of toy events, as the streaming layer would give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from mlaas_ray.core import Feature, FeatureSpec, Statistics
+
+WIDTH = 5
+
+
+def toy_values(count: int, seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Values ``(count, 5)``, a fifth of them missing, background first; and labels ``(count,)``."""
+    random = np.random.default_rng(seed)
+    y = (np.arange(count) >= count // 2).astype(np.float32)
+    x = random.normal(y[:, None] * [0.0, 0.5, 1.0, -1.0, 0.2], 1.0) * [1, 10, 100, 1, 5]
+    x[random.random(x.shape) < 0.2] = np.nan
+    return x.astype(np.float32), y
+
+
+def toy_table(count: int, seed: int, *, dataset: int = 0) -> pa.Table:
+    x, y = toy_values(count, seed)
+    return pa.table(
+        {
+            "x": pa.FixedShapeTensorArray.from_numpy_ndarray(x),
+            "y": y,
+            "weight": np.ones(count, np.float32),
+            "dataset": np.full(count, dataset, np.int32),
+            "file": np.full(count, seed, np.int32),
+            "entry": np.arange(count, dtype=np.int64),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_features() -> FeatureSpec:
+    x, _ = toy_values(4000, 0)
+    return FeatureSpec.of(
+        [Feature(name=f"v{i}", kind="flat", statistics=Statistics.of(x[:, i])) for i in range(WIDTH)]
+    )
+
+
+@pytest.fixture
+def toy_datasets(ray_local: None) -> Callable[..., tuple[Any, Any]]:
+    """Make a training and a validation dataset of one-class blocks of unequal sizes."""
+    import ray.data
+
+    def make(train: int = 3000, validation: int = 601) -> tuple[Any, Any]:
+        whole, check = toy_table(train, 1), toy_table(validation, 2)
+        cuts = [0, train // 2, train // 2 + train // 8, train]
+        pieces = [whole.slice(a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        halves = [check.slice(0, validation // 2), check.slice(validation // 2)]
+        return ray.data.from_arrow(pieces), ray.data.from_arrow(halves)
+
+    return make

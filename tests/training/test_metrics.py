@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlaas_ray.training.metrics import RocCounts, Scores, cross_entropy
+
+
+def brute_force(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
+    signal, background = y > 0.5, y <= 0.5
+    above = (p[signal][:, None] > p[background]) + 0.5 * (p[signal][:, None] == p[background])
+    pairs = w[signal].astype(float)[:, None] * w[background]
+    return float((above * pairs).sum() / pairs.sum())
+
+
+def toy(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    y = (random.random(count) < 0.3).astype(np.float32)
+    p = 1 / (1 + np.exp(-random.normal(y * 1.5, 2.0)))
+    return p.astype(np.float32), y, random.uniform(0.1, 2.0, count).astype(np.float32)
+
+
+def area(p: np.ndarray, y: np.ndarray, w: np.ndarray, limit: int) -> float:
+    counts = RocCounts(limit)
+    for part in np.array_split(np.arange(len(p)), 5):
+        counts.add(p[part], y[part], w[part].astype(float))
+    assert len(counts) <= limit
+    return counts.area()
+
+
+def test_the_area_is_that_of_all_pairs() -> None:
+    p, y, w = toy(2000)
+    assert area(p, y, w, 1 << 19) == pytest.approx(brute_force(p, y, w), abs=1e-12)
+
+
+def test_ties_count_half() -> None:
+    p, y, w = toy(2000)
+    p = np.round(p, 1)
+    assert area(p, y, w, 1 << 19) == pytest.approx(brute_force(p, y, w), abs=1e-12)
+
+
+def test_bounded_memory_changes_the_area_by_less_than_1e_4() -> None:
+    p, y, w = toy(400_000)
+    assert area(p, y, w, 4096) == pytest.approx(area(p, y, w, 1 << 19), abs=1e-4)
+
+
+@pytest.mark.parametrize("squeeze", [lambda p: 0.5 + (p - 0.5) * 1e-2, lambda p: 1 - (1 - p) * 1e-3])
+def test_scores_in_a_narrow_range_stay_apart(squeeze: object) -> None:
+    p, y, w = toy(400_000)
+    p = squeeze(p.astype(np.float64)).astype(np.float32)  # type: ignore[operator]
+    assert area(p, y, w, 4096) == pytest.approx(area(p, y, w, 1 << 19), abs=1e-4)
+
+
+def test_merging_workers_equals_one_worker() -> None:
+    p, y, w = toy(30_000)
+    alone, parts = Scores(), [Scores(), Scores(), Scores()]
+    alone.add(p, y, w)
+    for part, chosen in zip(parts, np.array_split(np.arange(len(p)), 3), strict=True):
+        part.add(p[chosen], y[chosen], w[chosen])
+    total = Scores()
+    for part in parts:
+        total.merge(part)
+    assert total.summary() == pytest.approx(alone.summary(), abs=1e-12)
+
+
+def test_merging_keeps_to_the_coarser_of_two() -> None:
+    p, y, w = toy(50_000)
+    fine, coarse = RocCounts(1 << 19), RocCounts(1000)
+    fine.add(p[:100], y[:100], w[:100].astype(float))
+    coarse.add(p[100:], y[100:], w[100:].astype(float))
+    fine.merge(coarse)
+    assert fine.area() == pytest.approx(area(p, y, w, 1 << 19), abs=1e-3)
+
+
+def test_loss_and_accuracy_are_weighted_means() -> None:
+    scores = Scores()
+    scores.add(
+        np.array([0.9, 0.2, 0.6], np.float32),
+        np.array([1, 0, 0], np.float32),
+        np.array([1, 2, 1], np.float32),
+    )
+    summary = scores.summary()
+    assert summary["loss"] == pytest.approx((-np.log(0.9) - 2 * np.log(0.8) - np.log(0.4)) / 4, rel=1e-6)
+    assert summary["accuracy"] == pytest.approx(0.75)
+    assert summary["events"] == 3
+
+
+def test_certain_and_wrong_is_a_finite_loss() -> None:
+    loss = cross_entropy(np.array([0.0, 1.0], np.float32), np.array([1, 0], np.float32))
+    assert np.isfinite(loss).all()
+    assert loss.min() > 15
+
+
+def test_one_class_alone_has_no_curve() -> None:
+    scores = Scores()
+    scores.add(np.full(3, 0.5, np.float32), np.ones(3, np.float32), np.ones(3, np.float32))
+    assert scores.summary()["auc"] == 0.5
+    assert Scores().summary()["loss"] == 0.0
