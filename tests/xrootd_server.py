@@ -27,7 +27,7 @@ def running_xrootd(export: Path) -> Iterator[str]:
 
     Args:
         export: The folder; its files must be readable by others when the tests run as root, for the server
-            then runs as the user ``xrootd``.
+            then runs as ``nobody``.
 
     Yields:
         ``root://127.0.0.1:PORT/``: add an absolute path, ``url + "/sub/a.root"``, where ``/`` is the folder.
@@ -40,7 +40,7 @@ def running_xrootd(export: Path) -> Iterator[str]:
         stack.callback(os.close, folder)
         identity: dict[str, Any] = {}
         if os.geteuid() == 0:  # as whom it refuses to run
-            user = pwd.getpwnam("xrootd")
+            user = pwd.getpwnam("nobody")
             identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             os.chown(state, user.pw_uid, user.pw_gid)
             _open_to_all(export)
