@@ -266,7 +266,8 @@ def _blame(
             _arrays(tree, {name}, start, stop)
         except _DAMAGE as own:
             return FileUnreadableError(
-                f"cannot read {path}, tree {tree.name!r}, branch {name!r}, entries {start} to {stop}: {_reason(own, path)}",
+                f"cannot read {path}, tree {tree.name!r}, branch {name!r}, entries {start} to {stop}: "
+                + _reason(own, path),
                 "The file may be damaged: copy it again, or leave out the file or the branch",
             )
     return FileUnreadableError(f"cannot read {path}, tree {tree.name!r}: {_reason(error, path)}", "Try again")
