@@ -47,13 +47,30 @@ class WholeShards(DataConfig):
             own.context.print_on_execution_start = False
             if world_size > 1:
                 own.context.target_max_block_size = block_size(
-                    own._logical_plan.dag.infer_metadata().size_bytes,
+                    estimated_bytes(own._logical_plan.dag),
                     world_size,
                     own.context.target_max_block_size,
                 )
             for rank, shard in enumerate(own.streaming_split(world_size, equal=False)):
                 shards[rank][name] = shard
         return shards
+
+
+def estimated_bytes(operator: Any) -> int | None:
+    """Return what a dataset may come to in bytes, without running it.
+
+    Ray Data knows the size of what is read or lies in memory, but not of what a function makes of it: then
+    it is that of the inputs.
+
+    Args:
+        operator: The last operator of the dataset's logical plan.
+    """
+    size: int | None = operator.infer_metadata().size_bytes
+    if size is not None:
+        return size
+    inputs = [estimated_bytes(source) for source in operator.input_dependencies]
+    known = [size for size in inputs if size is not None]
+    return sum(known) if known else None
 
 
 def block_size(total: int | None, workers: int, usual: int | None) -> int | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,12 @@ def toy_table(count: int, seed: int, *, dataset: int = 0) -> pa.Table:
 
 
 @pytest.fixture(scope="session")
+def toy_events() -> Callable[..., pa.Table]:
+    """``toy_events(count, seed)``: a table of that many events."""
+    return toy_table
+
+
+@pytest.fixture(scope="session")
 def toy_features() -> FeatureSpec:
     x, _ = toy_values(4000, 0)
     return FeatureSpec.of(
@@ -54,8 +62,44 @@ def toy_datasets(ray_local: None) -> Callable[..., tuple[Any, Any]]:
     def make(train: int = 3000, validation: int = 601) -> tuple[Any, Any]:
         whole, check = toy_table(train, 1), toy_table(validation, 2)
         cuts = [0, train // 2, train // 2 + train // 8, train]
-        pieces = [whole.slice(a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        pieces = [whole.slice(a, b - a) for a, b in itertools.pairwise(cuts)]
         halves = [check.slice(0, validation // 2), check.slice(validation // 2)]
         return ray.data.from_arrow(pieces), ray.data.from_arrow(halves)
 
     return make
+
+
+class Process:
+    """An actor that runs what it is sent."""
+
+    def run(self, pickled: bytes) -> Any:
+        import pickle
+
+        function, arguments = pickle.loads(pickled)
+        return function(*arguments)
+
+
+@pytest.fixture(scope="session")
+def in_a_process(ray_local: None) -> Iterator[Callable[..., Any]]:
+    """Call ``in_a_process(framework, function, *arguments)`` in a process kept for one framework.
+
+    TensorFlow must not be loaded here: tests of other layers load XRootD, which has to come first.
+    """
+    import ray
+
+    processes: dict[str, Any] = {}
+
+    def call(framework: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        module = sys.modules[function.__module__]
+        ray.cloudpickle.register_pickle_by_value(module)
+        pickled = ray.cloudpickle.dumps((function, arguments))
+        if framework not in processes:
+            environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+            own = ray.remote(num_cpus=0, runtime_env={"env_vars": environment})(Process)
+            processes[framework] = own.remote()
+        return ray.get(processes[framework].run.remote(pickled))
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield call
+    for process in processes.values():
+        ray.kill(process)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlaas_ray.core import FeatureSpec
+from mlaas_ray.core import FeatureSpec, MlaasError
 from mlaas_ray.core.errors import JobError, ModelError
 from mlaas_ray.training import check_model
 
@@ -12,73 +15,86 @@ TORCH = "from torch import nn\n\n\ndef model(n):\n    return {}\n"
 KERAS = "from keras import Sequential, layers\n\n\ndef model(n):\n    return {}\n"
 
 
-def check(tmp_path: Path, text: str, framework: str, features: FeatureSpec) -> None:
-    file = tmp_path / "my_model.py"
-    file.write_text(text)
-    check_model(str(file), framework, features)
+def build(framework: str, path: str) -> str:
+    from mlaas_ray.training.check import build_network
+    from mlaas_ray.training.framework import load_framework
+    from mlaas_ray.training.source import ModelSource
+
+    chosen = load_framework(framework)
+    chosen.prepare(threads=1, seed=0)
+    try:
+        build_network(ModelSource.locate(path), chosen, 5)
+    except MlaasError as error:
+        return str(error)
+    return "good"
 
 
 @pytest.mark.parametrize(
-    ("network", "message"),
+    ("framework", "network", "message"),
     [
-        ("nn.Sequential(nn.Linear(20, 1), nn.Sigmoid())", "takes 20 values, but the events have 5"),
         (
-            "nn.Sequential(nn.Linear(n, 2), nn.Sigmoid())",
-            r"answers with shape \(events, 2\), not \(events, 1\)",
+            "torch",
+            "nn.Sequential(nn.Linear(20, 1), nn.Sigmoid())",
+            "model(5) returned a network that takes 20 values, but the events have 5. Use the argument",
         ),
-        ("nn.Linear(n, 1)", r"answers outside \[0, 1\]"),
-        ("[nn.Linear(n, 1)]", r"returned builtins\.list, no torch\.nn\.Module"),
-        ("nn.Linear(n, 'one')", r"my_model\.py, line 5: model\(5\) failed with TypeError"),
-        ("nn.Bilinear(n, n, 1)", "the network fails on events of 5 values with TypeError"),
-    ],
-)
-def test_a_torch_model_that_will_not_do_is_refused(
-    ray_local: None, toy_features: FeatureSpec, tmp_path: Path, network: str, message: str
-) -> None:
-    with pytest.raises(ModelError, match=message):
-        check(tmp_path, TORCH.format(network), "torch", toy_features)
-
-
-@pytest.mark.parametrize(
-    ("network", "message"),
-    [
         (
+            "torch",
+            "nn.Sequential(nn.Linear(n, 2), nn.Sigmoid())",
+            "answers with shape (events, 2), not (events, 1)",
+        ),
+        ("torch", "nn.Linear(n, 1)", "answers outside [0, 1]. End the network with a sigmoid."),
+        ("torch", "[nn.Linear(n, 1)]", "returned builtins.list, no torch.nn.Module"),
+        ("torch", "nn.Linear(n, 'one')", "my_model.py, line 5: model(5) failed with TypeError"),
+        ("torch", "nn.Bilinear(n, n, 1)", "the network fails on events of 5 values with TypeError"),
+        ("torch", "nn.Sequential(nn.LazyLinear(1), nn.Sigmoid())", "good"),
+        (
+            "keras",
             "Sequential([layers.Input((20,)), layers.Dense(1, 'sigmoid')])",
             "takes 20 values, but the events have 5",
         ),
-        ("Sequential([layers.Dense(1, 'relu')])", r"answers outside \[0, 1\]"),
-        ("layers.Dense(1, 'sigmoid')", r"keras.*Dense, no keras\.Model"),
+        ("keras", "Sequential([layers.Dense(1, 'relu')])", "answers outside [0, 1]"),
+        (
+            "keras",
+            "Sequential([layers.Dense(1), layers.Flatten(), layers.Reshape((1, 1))])",
+            "(events, 1, 1)",
+        ),
+        ("keras", "layers.Dense(1, 'sigmoid')", "Dense, no keras.Model"),
+        ("keras", "Sequential([layers.Dense(1, 'sigmoid')])", "good"),
     ],
 )
-def test_a_keras_model_that_will_not_do_is_refused(
-    ray_local: None, toy_features: FeatureSpec, tmp_path: Path, network: str, message: str
+def test_a_model_that_will_not_do_is_refused_with_what_to_do(
+    in_a_process: Callable[..., Any], tmp_path: Path, framework: str, network: str, message: str
 ) -> None:
-    with pytest.raises(ModelError, match=message):
-        check(tmp_path, KERAS.format(network), "keras", toy_features)
+    file = tmp_path / "my_model.py"
+    file.write_text((TORCH if framework == "torch" else KERAS).format(network))
+    assert message in in_a_process(framework, build, framework, str(file))
 
 
-@pytest.mark.parametrize(
-    ("framework", "text"),
-    [
-        ("torch", TORCH.format("nn.Sequential(nn.Linear(n, 1), nn.Sigmoid())")),
-        ("keras", KERAS.format("Sequential([layers.Dense(1, 'sigmoid')])")),
-    ],
-)
-def test_a_good_model_passes_and_leaves_no_framework_in_this_process(
-    ray_local: None, toy_features: FeatureSpec, tmp_path: Path, framework: str, text: str
+def test_the_check_leaves_no_framework_in_this_process(
+    ray_local: None, toy_features: FeatureSpec, tmp_path: Path
 ) -> None:
-    import sys
+    file = tmp_path / "my_model.py"
+    file.write_text(KERAS.format("Sequential([layers.Dense(1, 'sigmoid')])"))
+    check_model(str(file), "keras", toy_features)
+    assert "tensorflow" not in sys.modules
 
-    before = {"keras", "tensorflow", "torch"} & set(sys.modules)
-    check(tmp_path, text, framework, toy_features)
-    assert {"keras", "tensorflow", "torch"} & set(sys.modules) == before
+
+def test_what_the_check_finds_is_raised_here(
+    ray_local: None, toy_features: FeatureSpec, tmp_path: Path
+) -> None:
+    file = tmp_path / "my_model.py"
+    file.write_text("def model(n):\n    return [][n]\n")
+    with pytest.raises(ModelError, match=r"my_model\.py, line 2: model\(5\) failed with IndexError"):
+        check_model(str(file), "torch", toy_features)
 
 
 def test_a_model_that_ends_its_process_is_an_error_and_no_more(
     ray_local: None, toy_features: FeatureSpec, tmp_path: Path
 ) -> None:
+    file = tmp_path / "my_model.py"
+    file.write_text("import os\n\nos._exit(1)\n")
     with pytest.raises(ModelError, match="ended its process"):
-        check(tmp_path, "import os\n\nos._exit(1)\n", "torch", toy_features)
+        check_model(str(file), "torch", toy_features)
 
 
 def test_an_unknown_framework_is_named(toy_features: FeatureSpec) -> None:

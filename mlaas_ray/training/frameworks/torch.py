@@ -14,6 +14,7 @@ from mlaas_ray.core.package import MODEL_PATHS, ModelFormat
 from mlaas_ray.training.batches import Batch
 from mlaas_ray.training.framework import INPUT, OUTPUT, Network
 from mlaas_ray.training.group import Group
+from mlaas_ray.training.metrics import EPSILON
 
 if TYPE_CHECKING:
     import torch
@@ -115,13 +116,13 @@ class TorchNetwork:
     def step(self, batch: Batch, events: int) -> torch.Tensor:
         """Take one optimisation step together with all ranks."""
         import torch
-        from torch.nn import functional
 
         x, y, weight = self._tensors(batch)
         self._optimizer.zero_grad()
         prediction = self._spread(x)[:, 0]
         # DDP averages over ranks, however many events each has: undo that, and average over events.
-        loss = functional.binary_cross_entropy(prediction, y, weight=weight, reduction="sum")
+        p = prediction.clamp(EPSILON, 1 - EPSILON)
+        loss = -(weight * torch.where(y > 0.5, p.log(), torch.log1p(-p))).sum()
         torch.autograd.backward(loss * (self._group.size / events))
         self._optimizer.step()
         return torch.Tensor.detach(prediction)[: len(batch)]
