@@ -54,17 +54,18 @@ def toy_features() -> FeatureSpec:
     )
 
 
-@pytest.fixture
-def toy_datasets(ray_local: None) -> Callable[..., tuple[Any, Any]]:
-    """Make a training and a validation dataset of one-class blocks of unequal sizes."""
+@pytest.fixture(scope="session")
+def toy_pair(ray_local: None) -> Callable[..., tuple[Any, Any]]:
+    """Make a dataset of 3000 training and one of 601 validation events, in blocks of unequal sizes."""
     import ray.data
 
-    def make(train: int = 3000, validation: int = 601) -> tuple[Any, Any]:
-        whole, check = toy_table(train, 1), toy_table(validation, 2)
-        cuts = [0, train // 2, train // 2 + train // 8, train]
-        pieces = [whole.slice(a, b - a) for a, b in itertools.pairwise(cuts)]
-        halves = [check.slice(0, validation // 2), check.slice(validation // 2)]
-        return ray.data.from_arrow(pieces), ray.data.from_arrow(halves)
+    def make(blocks: int = 3) -> tuple[Any, Any]:
+        pair = []
+        for events in (toy_table(3000, 1), toy_table(601, 2)):
+            count = events.num_rows
+            cuts = [0, count // 2, count // 2 + count // 8, count] if blocks > 1 else [0, count]
+            pair.append(ray.data.from_arrow([events.slice(a, b - a) for a, b in itertools.pairwise(cuts)]))
+        return pair[0], pair[1]
 
     return make
 

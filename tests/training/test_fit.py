@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlaas_ray.core import FeatureSpec, MlaasError
+from mlaas_ray.core.errors import EmptyDataError, FileUnreadableError, ModelError
+from mlaas_ray.training import EpochReport, TrainedModel, TrainSettings, fit
+from mlaas_ray.training.fit import cpu_share, unwrap
+
+Make = Callable[..., tuple[Any, Any]]
+
+# Ends its process once, in the forward pass of its 100th step: epoch 3 of 47 steps each.
+DIES_ONCE = """
+import os
+from pathlib import Path
+from torch import nn
+
+class Layers(nn.Sequential):
+    steps = 0
+
+    def forward(self, x):
+        Layers.steps += self.training
+        died = Path({marker!r})
+        if Layers.steps == 100 and not died.exists():
+            died.touch()
+            os._exit(1)
+        return super().forward(x)
+
+def model(n):
+    return Layers(nn.Linear(n, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1), nn.Sigmoid())
+"""
+
+
+def settings(**changes: Any) -> TrainSettings:
+    return TrainSettings(**{"batch_size": 64, "epochs": 4, "learning_rate": 3e-3, **changes})
+
+
+def losses(trained: TrainedModel) -> list[tuple[float, float]]:
+    return [(entry["loss"], entry["validation_loss"]) for entry in trained.metrics["history"]]
+
+
+@pytest.fixture(scope="module")
+def one_worker(
+    toy_features: FeatureSpec, toy_pair: Make, tmp_path_factory: pytest.TempPathFactory
+) -> TrainedModel:
+    return fit(
+        *toy_pair(),
+        toy_features,
+        name="one",
+        settings=settings(),
+        seed=5,
+        storage=tmp_path_factory.mktemp("one"),
+    )
+
+
+def test_the_trained_model_lies_on_storage_with_its_sample(one_worker: TrainedModel) -> None:
+    assert sorted(path.name for path in one_worker.folder.iterdir()) == ["model.onnx", "sample.npz"]
+    assert one_worker.model_format == "onnx"
+    assert one_worker.signature.width == 5
+    assert one_worker.events == 4 * 3000
+    assert one_worker.events_per_s == pytest.approx(one_worker.events / one_worker.seconds)
+    assert one_worker.metrics["validation"]["events"] == 601
+    assert one_worker.metrics["training"]["events"] == 3000
+    assert one_worker.metrics["validation"]["auc"] > 0.78
+    assert one_worker.metrics["export_difference"] <= 1e-5
+    assert [entry["epoch"] for entry in one_worker.metrics["history"]] == [1, 2, 3, 4]
+
+
+def test_another_program_gets_the_sample_s_answers_from_the_file(one_worker: TrainedModel) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(one_worker.folder / "model.onnx"))
+    with np.load(one_worker.folder / "sample.npz") as sample:
+        x, prediction = sample["x"], sample["prediction"]
+    assert len(x) == 256
+    assert np.isnan(x).any()
+    assert session.run(["outputs"], {"inputs": x})[0][:, 0] == pytest.approx(prediction, abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_losses_to_the_last_digit(
+    one_worker: TrainedModel, toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
+) -> None:
+    reports: list[EpochReport] = []
+    handler = signal.getsignal(signal.SIGINT)
+    again = fit(
+        *toy_pair(),
+        toy_features,
+        name="again",
+        settings=settings(),
+        seed=5,
+        storage=f"file://{tmp_path}",
+        on_epoch=reports.append,
+    )
+    assert losses(again) == losses(one_worker)
+    assert again.folder.is_relative_to(tmp_path)
+    assert [(report.epoch, report.epochs) for report in reports] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [(report.loss, report.validation_loss) for report in reports] == losses(again)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_two_workers_learn_what_one_learns(
+    one_worker: TrainedModel, toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
+) -> None:
+    two = fit(*toy_pair(), toy_features, name="two", settings=settings(workers=2), seed=5, storage=tmp_path)
+    assert two.events == one_worker.events
+    for part in ("validation", "training"):
+        assert two.metrics[part]["events"] == one_worker.metrics[part]["events"]
+    assert np.array(losses(two)[1:]) == pytest.approx(np.array(losses(one_worker)[1:]), abs=0.02)
+    assert two.metrics["validation"]["auc"] == pytest.approx(
+        one_worker.metrics["validation"]["auc"], abs=0.005
+    )
+    # the sample is the same, whichever worker held its events
+    with np.load(two.folder / "sample.npz") as a, np.load(one_worker.folder / "sample.npz") as b:
+        assert a["entry"].tolist() == b["entry"].tolist()
+
+
+def test_keras_trains_too_even_when_one_of_two_workers_gets_no_event(
+    toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
+) -> None:
+    train, validation = toy_pair(blocks=1)
+    trained = fit(
+        train,
+        validation,
+        toy_features,
+        name="keras",
+        framework="keras",
+        settings=settings(workers=2),
+        storage=tmp_path,
+    )
+    assert trained.model_format == "savedmodel"
+    assert sorted(path.name for path in trained.folder.iterdir()) == ["model", "sample.npz"]
+    assert trained.events == 4 * 3000
+    assert trained.metrics["validation"]["events"] == 601
+    assert trained.metrics["validation"]["auc"] > 0.78
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_killed_worker_goes_on_from_its_last_epoch_as_if_nothing_had_been(
+    toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
+) -> None:
+    histories = []
+    for died in ("before", "meanwhile"):
+        marker = tmp_path / died
+        if died == "before":
+            marker.touch()
+        file = tmp_path / f"{died}.py"
+        file.write_text(DIES_ONCE.format(marker=str(marker)))
+        trained = fit(
+            *toy_pair(),
+            toy_features,
+            name=died,
+            model=str(file),
+            settings=settings(max_failures=1),
+            storage=tmp_path / "runs",
+        )
+        assert marker.exists()
+        assert trained.events == 4 * 3000
+        histories.append(losses(trained))
+    assert histories[0] == histories[1]
+
+
+def test_a_worker_killed_without_a_failure_budget_is_a_model_error(
+    toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
+) -> None:
+    file = tmp_path / "m.py"
+    file.write_text(DIES_ONCE.format(marker=str(tmp_path / "marker")))
+    with pytest.raises(ModelError, match="training failed with"):
+        fit(*toy_pair(), toy_features, name="dies", model=str(file), settings=settings(), storage=tmp_path)
+
+
+def test_what_reading_raises_arrives_as_itself(
+    toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
+) -> None:
+    def fail(table: Any) -> Any:
+        raise FileUnreadableError("/data/a.root is cut short", "Fetch it again")
+
+    train, validation = toy_pair()
+    with pytest.raises(FileUnreadableError) as caught:
+        fit(
+            train.map_batches(fail, batch_format="pyarrow"),
+            validation,
+            toy_features,
+            name="bad",
+            settings=settings(),
+            storage=tmp_path,
+        )
+    assert str(caught.value) == "/data/a.root is cut short. Fetch it again."
+
+
+def test_no_validation_events_is_an_error(toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path) -> None:
+    train, validation = toy_pair()
+    with pytest.raises(EmptyDataError, match="no validation events"):
+        fit(train, validation.limit(0), toy_features, name="none", settings=settings(), storage=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "share"),
+    [(8, 4, 1.0), (8, 7, 1.0), (2, 2, 0.5), (2, 1, 1.0), (1, 1, 0.5), (4, 8, 0.37)],
+)
+def test_workers_leave_a_cpu_for_reading(cpus: float, workers: int, share: float) -> None:
+    assert cpu_share(cpus, workers) == share
+    assert cpus == 1 or workers * share <= cpus - 1
+
+
+def test_any_other_error_is_named_on_one_line() -> None:
+    from ray.train import WorkerGroupError
+
+    error = WorkerGroupError("long\ntraceback", {1: ValueError("first line\nsecond line")})
+    found = unwrap(error)
+    assert isinstance(found, ModelError)
+    assert found.message == "training failed with ValueError: first line second line"
+
+
+def test_ours_is_found_among_others() -> None:
+    from ray.train import WorkerGroupError
+
+    ours = ModelError("the loss is not a number in epoch 1, step 3", "Lower it")
+    error = WorkerGroupError("long", {0: RuntimeError("connection closed by peer"), 1: ours})
+    found: MlaasError = unwrap(error)
+    assert found is ours
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"workers": 0}, {"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"worker": 1}]
+)
+def test_settings_check_themselves(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainSettings(**wrong)
