@@ -33,18 +33,23 @@ def cluster() -> Iterator[str]:
     """A head node of its own, in a short folder (Ray's sockets live there); gives the dashboard's address."""
     dashboard = free_port()
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        options = {
+            "node-ip-address": "127.0.0.1",
+            "num-cpus": 3,
+            "object-store-memory": 300_000_000,
+            "temp-dir": folder,
+            "port": 0,
+            "dashboard-port": dashboard,
+            # its default port may be another Ray's of this machine
+            "dashboard-agent-listen-port": free_port(),
+        }
         head = subprocess.Popen(
             [
-                *(
-                    str(BIN / "ray"),
-                    "start",
-                    "--head",
-                    "--block",
-                    "--num-cpus=3",
-                    "--node-ip-address=127.0.0.1",
-                ),
-                *("--port=0", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"),
-                *("--object-store-memory=300000000", "--include-dashboard=true"),
+                BIN / "ray",
+                "start",
+                "--head",
+                "--block",
+                *(f"--{name}={value}" for name, value in options.items()),
             ],
             env=ENVIRONMENT,
             stdout=subprocess.DEVNULL,
@@ -55,11 +60,12 @@ def cluster() -> Iterator[str]:
             _wait(f"{url}/api/jobs/")
             yield url
         finally:
-            family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-            head.terminate()
-            head.wait(30)
+            family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+            for process in family:
+                process.terminate()
             for process in psutil.wait_procs(family, timeout=10)[1]:
                 process.kill()
+            head.wait(10)
 
 
 def test_a_job_submitted_to_a_cluster_trains_and_publishes(cluster: str, tmp_path: Path) -> None:
