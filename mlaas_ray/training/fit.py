@@ -114,16 +114,13 @@ def unwrap(error: BaseException) -> MlaasError:
     Returns:
         The first MlaasError in it, or a ModelError that names the cause on one line.
     """
-    inner, seen = [error], set()
-    deepest = error
-    while inner:
-        current = inner.pop(0)
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
+    waiting, seen = [error], []
+    while waiting:
+        current = waiting.pop(0)
         # Ray's own copies of our errors carry a traceback in their message; the original lies in `cause`.
         if isinstance(current, MlaasError) and not isinstance(current, ray.exceptions.RayTaskError):
             return current
+        seen.append(current)
         causes = [
             *getattr(current, "worker_failures", {}).values(),
             getattr(current, "controller_failure", None),
@@ -131,13 +128,24 @@ def unwrap(error: BaseException) -> MlaasError:
             getattr(current, "cause", None),
             current.__cause__,
         ]
-        found = [cause for cause in causes if isinstance(cause, BaseException)]
-        if found:
-            deepest = found[0]
-        inner += found
+        waiting += [
+            cause
+            for cause in causes
+            if isinstance(cause, BaseException) and not any(cause is known for known in seen)
+        ]
     return ModelError(
-        f"training failed with {one_line(deepest)}", "See the workers' logs in Ray's session folder"
+        f"training failed with {_reason(seen)}", "See the workers' logs in Ray's session folder"
     )
+
+
+def _reason(errors: list[BaseException]) -> str:
+    """Say on one line what errors, each the cause of one before, come from."""
+    for error in errors:
+        # Ray Data drops what a function over the data raised, and keeps its traceback as text.
+        before, found, _ = str(error).partition("\n\nThe above exception was the direct cause")
+        if found and isinstance(error, ray.exceptions.UserCodeException):
+            return before.splitlines()[-1].rstrip(".")
+    return one_line(errors[-1])
 
 
 def _trained(result: Result, model_format: str, features: FeatureSpec) -> TrainedModel:
@@ -227,12 +235,14 @@ def _quick_reports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_interrupt() -> Iterator[None]:
-    """Put back the caller's handler of Ctrl-C, which Ray Train replaces for good."""
+    """Put back the caller's handler of Ctrl-C, which Ray Train replaces for good and answers with exit(0)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, handler)

@@ -166,6 +166,7 @@ def test_a_killed_worker_goes_on_from_its_last_epoch_as_if_nothing_had_been(
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 def test_a_worker_killed_without_a_failure_budget_is_a_model_error(
     toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
 ) -> None:
@@ -178,20 +179,37 @@ def test_a_worker_killed_without_a_failure_budget_is_a_model_error(
 def test_what_reading_raises_arrives_as_itself(
     toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
 ) -> None:
+    import ray.data
+    from ray.data.block import BlockMetadata
+
+    class Damaged(ray.data.Datasource):
+        def estimate_inmemory_data_size(self) -> int:
+            return 100
+
+        def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ray.data.ReadTask]:
+            def read() -> Any:
+                raise FileUnreadableError("/data/a.root is cut short", "Fetch it again")
+
+            size = BlockMetadata(num_rows=None, size_bytes=100, input_files=None, exec_stats=None)
+            return [ray.data.ReadTask(read, size)]
+
+    validation = toy_pair()[1]
+    bad = ray.data.read_datasource(Damaged())
+    with pytest.raises(FileUnreadableError) as caught:
+        fit(bad, validation, toy_features, name="bad", settings=settings(), storage=tmp_path)
+    assert str(caught.value) == "/data/a.root is cut short. Fetch it again."
+
+
+def test_what_a_function_over_the_data_raises_is_named(
+    toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
+) -> None:
     def fail(table: Any) -> Any:
-        raise FileUnreadableError("/data/a.root is cut short", "Fetch it again")
+        raise KeyError("no such column")
 
     train, validation = toy_pair()
-    with pytest.raises(FileUnreadableError) as caught:
-        fit(
-            train.map_batches(fail, batch_format="pyarrow"),
-            validation,
-            toy_features,
-            name="bad",
-            settings=settings(),
-            storage=tmp_path,
-        )
-    assert str(caught.value) == "/data/a.root is cut short. Fetch it again."
+    bad = train.map_batches(fail, batch_format="pyarrow")
+    with pytest.raises(ModelError, match="training failed with KeyError: 'no such column'"):
+        fit(bad, validation, toy_features, name="bad", settings=settings(), storage=tmp_path)
 
 
 def test_no_validation_events_is_an_error(toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path) -> None:
