@@ -6,7 +6,6 @@ import json
 import shlex
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mlaas_ray.core.errors import ServiceError
 from mlaas_ray.core.flatten import flatten_events
 from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.inference import ServiceSettings, running_service
+from mlaas_ray.inference.environment import refuse_taken_port
 from mlaas_ray.streaming import FirstPass
 from mlaas_ray.training import EpochReport
 from mlaas_ray.workflows.cluster import connected
@@ -89,6 +89,9 @@ def quickstart(
     """
     started = time.perf_counter()
     folder = folder.absolute()
+    settings = ServiceSettings(repository=folder / "models", port=port)
+    # before the minutes of work that a taken port would spoil
+    refuse_taken_port(settings.host, settings.port)
     say(f"simulating {events:,} signal and {events:,} background events as ROOT files in {folder / 'data'}")
     processes: tuple[Process, Process] = ("signal", "background")
     files = {
@@ -99,20 +102,16 @@ def quickstart(
     with connected():
         say(f"training on {WORKERS} workers with {framework} (the job: {folder / 'job.yaml'})")
         package = train(job, on_first_pass=on_first_pass, on_epoch=on_epoch)
-    repository = folder / "models"
-    version = publish(job, package, repository)
-    say(f"published {version} in {repository}; starting the service")
+    version = publish(job, package, settings.repository)
+    say(f"published {version} in {settings.repository}; starting the service")
     event = first_event(files["signal"])
-    with ExitStack() as stack:
-        service = stack.enter_context(
-            running_service(ServiceSettings(repository=repository, port=port), keep=keep)
-        )
+    with running_service(settings, keep=keep) as service:
         by_keys, by_event = _ask(service.url, version.name, package, event)
     return Quickstart(
         package=package,
         version=version.version,
         url=service.url,
-        repository=repository,
+        repository=settings.repository,
         prediction_keys=by_keys,
         prediction_event=by_event,
         curl=f"curl {service.url}/json -d {shlex.quote(json.dumps({'model': version.name, 'event': event}))}",
@@ -136,7 +135,8 @@ def _write_job(folder: Path, files: dict[Process, Path], framework: str) -> Path
             process: {"files": str(file), "tree": TREE, "label": int(process == "signal")}
             for process, file in files.items()
         },
-        "inputs": {"exclude": ["run", "event"]},
+        # momenta have long tails, which min-max would squeeze into a corner
+        "inputs": {"exclude": ["run", "event"], "normalise": "standard"},
         "split": {"validation": 0.2},
         "framework": framework,
         "train": {"workers": WORKERS, "epochs": EPOCHS},
