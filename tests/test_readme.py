@@ -61,7 +61,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
         # inherited by whatever is started, so that it is known again
         MARK: uuid.uuid4().hex,
     }
-    return Folder(tmp_path_factory.mktemp("newcomer"), environment, free_port())
+    port = free_port()
+    return Folder(
+        tmp_path_factory.mktemp("newcomer"), environment | {"MLAAS_URL": f"http://127.0.0.1:{port}"}, port
+    )
 
 
 @pytest.fixture(scope="module")
