@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from mlaas_ray.core.errors import FileMissingError, FileUnreadableError, JobError
 from mlaas_ray.core.location import Location, Protocol, locate
@@ -77,13 +80,28 @@ def _xrootd_glob(url: str) -> list[str]:
     configure_xrootd()
     import fsspec
 
-    system, path = fsspec.core.url_to_fs(url)
+    # The library's cache of listings and its glob both fail in a server's top folder (fsspec-xrootd 0.5.5).
+    system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     try:
-        matches = sorted(system.glob(path))
+        matches = _walk(system, "/", path.strip("/").split("/"))
     except OSError as error:
-        raise FileUnreadableError(
-            f"cannot list {url}: {why(error)}", "Check the server's address and the path"
-        ) from error
+        remedy = "Check the server's address and the path"
+        raise FileUnreadableError(f"cannot list {url}: {why(error)}", remedy) from error
     if not matches:
         raise FileMissingError(f"no file matches {url}", "Check the path: after the host it starts with '//'")
     return [system.unstrip_protocol(match) for match in matches]
+
+
+def _walk(system: Any, folder: str, parts: Sequence[str]) -> list[str]:
+    """Return the paths below a folder whose names match the parts, one after the other."""
+    name, *rest = parts
+    if not locate(name).is_pattern:
+        path = posixpath.join(folder, name)
+        if rest:
+            return _walk(system, path, rest)
+        return [path] if system.exists(path) else []
+    if not system.exists(folder):
+        return []
+    names = [entry for entry in sorted(system.ls(folder, detail=False)) if fnmatchcase(entry, name)]
+    paths = [posixpath.join(folder, entry) for entry in names]
+    return [match for path in paths for match in _walk(system, path, rest)] if rest else paths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 
 # XrdCl's defaults take 8 to 12 minutes to report a server that is gone. With these a refused connection is
 # reported in 10 s, a server that never answers in 18 s, and one that stops in the middle in 33 s (seconds;
@@ -29,6 +30,8 @@ def configure_xrootd() -> None:
     """Set XRootD's time-outs, where the user has not; call before anything imports XRootD."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    # When Python ends, XRootD looks at every object there is, also at one that PyTorch has deprecated.
+    warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
 
 
 def code(error: BaseException) -> str | None:

@@ -34,9 +34,15 @@ def test_a_glob_on_a_server_is_resolved(write_tree, tmp_path: Path, xrootd_serve
     for name in ("b.root", "a.root"):
         write_tree(f"sub/{name}")
     url = xrootd_server(tmp_path)
-    assert find_files(f"{url}/sub/*.root") == [f"{url}/sub/a.root", f"{url}/sub/b.root"]
+    both = [f"{url}/sub/a.root", f"{url}/sub/b.root"]
+    assert find_files(f"{url}/sub/*.root") == both
+    assert find_files(f"{url}/s*/[ab].root") == both
+    write_tree("top.root")
+    assert find_files(f"{url}/t*.root") == [f"{url}/top.root"]
     with pytest.raises(FileMissingError, match="no file matches"):
         find_files(f"{url}/sub/*.txt")
+    with pytest.raises(FileMissingError, match="no file matches"):
+        find_files(f"{url}/none/*.root")
 
 
 def test_a_remote_file_that_is_missing_is_named(tmp_path: Path, xrootd_server: Serve) -> None:
