@@ -111,7 +111,7 @@ class TorchNetwork:
 
             self._device = get_device()
             self._spread = prepare_model(full)
-        self._optimizer = torch.optim.AdamW(full.parameters(), lr=1e-3, weight_decay=weight_decay)
+        self._optimizer = torch.optim.AdamW(full.parameters(), lr=1e-3, weight_decay=weight_decay, fused=True)
 
     def step(self, batch: Batch, events: int) -> torch.Tensor:
         """Take one optimisation step together with all ranks."""
