@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mlaas_ray.core import Signature
 from mlaas_ray.core.package import ModelFormat
+from mlaas_ray.core.settings import Settings
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Settings):
     """How a network is trained; the defaults suit tables of 10^4 to 10^7 events.
 
     Attributes:
@@ -29,8 +30,6 @@ class TrainSettings(BaseModel):
             all epochs, and shuffled completely; a larger one streams through a pool of this size.
         max_failures: Times the workers may die and be restarted from the last epoch's checkpoint.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     workers: int = Field(default=1, ge=1)
     gpus_per_worker: float = Field(default=0.0, ge=0.0)

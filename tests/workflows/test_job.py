@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from mlaas_ray.core.errors import InvalidNameError, JobError, LabelError
 from mlaas_ray.workflows import Job
+from mlaas_ray.workflows.job import DatasetSettings, ObjectSettings, PublishSettings
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def load(tmp_path: Path, text: str) -> Job:
@@ -118,3 +124,36 @@ def test_the_split_is_two_neighbouring_intervals(
     found = job.split.parts
     assert found[0][1] == found[1][0]
     assert found == (pytest.approx(parts[0]), pytest.approx(parts[1]))
+
+
+def documented() -> dict[str, str]:
+    """Return the default that docs/job.md gives for each key."""
+    rows = re.findall(r"^\| `([^`]+)` \| (.*?) \|", (DOCS / "job.md").read_text(), re.MULTILINE)
+    return {key: default.strip("`") for key, default in rows}
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Give every key a job may have, as the documentation writes it, with its default."""
+    nested = {"datasets": (DatasetSettings, "NAME."), "objects": (ObjectSettings, "NAME.")}
+    for name, field in model.model_fields.items():
+        inner, step = nested.get(name, (field.annotation, ""))
+        inner = PublishSettings if name == "publish" else inner
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from keys(inner, f"{prefix}{name}.{step}")
+        else:
+            yield prefix + name, field.get_default()
+
+
+def test_every_key_is_documented_and_no_other() -> None:
+    assert set(documented()) == {key for key, _ in keys(Job)}
+
+
+def test_documented_numbers_and_words_are_the_defaults() -> None:
+    plain = {
+        key: default for key, default in keys(Job) if isinstance(default, int | float | str) and default != ()
+    }
+    assert len(plain) > 10
+    told = documented()
+    for key, default in plain.items():
+        shown = told[key]
+        assert (type(default)(shown) if isinstance(default, int | float) else shown) == default, key
