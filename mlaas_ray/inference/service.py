@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -79,7 +81,9 @@ def running_service(settings: ServiceSettings, *, keep: bool = False) -> Iterato
         except BaseException:
             _end(process)
             raise
-        if not keep:
+        if keep:
+            _let_go(process)
+        else:
             _end(process)
 
 
@@ -99,17 +103,19 @@ def serve_until_stopped(settings: ServiceSettings, ready: Callable[[Service], ob
             "Start the service in a process of its own: mlaas serve, or running_service",
         )
     refuse_taken_port(settings.host, settings.port)
+    if settings.address is not None:
+        _reach(settings.address)
     folder = service_folder()
     os.environ.update(environment(settings, folder))
+    if settings.address is None:
+        _adopt_orphans()
     try:
         _catch_signals()
         _start(settings)
-        # Ray's driver sets handlers of its own.
-        _catch_signals()
         _wait_until_healthy(settings)
         ready(Service(settings.url, os.getpid()))
         threading.Event().wait()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter while Ray starts, whose handler it then is
         return
     finally:
         _ignore_signals()
@@ -142,11 +148,28 @@ def _start(settings: ServiceSettings) -> None:
         raise ServiceError(
             f"no Ray at {settings.address}: {error}", "Start one with ray start --head"
         ) from None
+    # Ray's driver sets handlers of its own.
+    _catch_signals()
     serve.start(http_options={"host": settings.host, "port": settings.port}, proxy_location="HeadOnly")
     try:
         serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
     except RuntimeError as error:
         raise ServiceError(f"the service did not start: {error}", "See Ray's logs") from error
+
+
+def _reach(address: str) -> None:
+    """Check that something listens at a cluster's address: Ray itself would try for minutes.
+
+    Raises:
+        ServiceError: When nothing does.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ServiceError(f"no Ray at {address}: {error}", "Start one with ray start --head") from None
 
 
 def _wait_until_healthy(settings: ServiceSettings) -> None:
@@ -171,25 +194,59 @@ def _wait_until_healthy(settings: ServiceSettings) -> None:
 def _stop(settings: ServiceSettings, folder: Path) -> None:
     """Stop what was started, and end by its pid what outlives that."""
     ours = _family(folder)
-    with suppress(Exception):  # whatever Ray says on its way out, its processes are ended below
-        import ray
-        from ray import serve
-
-        from mlaas_ray.inference.app import APPLICATION
-
-        if ray.is_initialized():
-            if settings.address:
-                # The cluster is others' too: only what is ours goes.
-                serve.delete(APPLICATION)
-                if not serve.status().applications:
-                    serve.shutdown()  # type: ignore[no-untyped-call]
-            else:
-                serve.shutdown()  # type: ignore[no-untyped-call]
-            ray.shutdown()
+    if "ray" in sys.modules:
+        _stop_gently(settings)
     if not settings.address:
-        ours |= _family(folder)
         _end_all(ours)
+        # What was started while the rest was ending.
+        while late := _family(folder):
+            _end_all(late)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stop_gently(settings: ServiceSettings) -> None:
+    """Let requests come to their end, as long as there is a Ray to do so.
+
+    A terminal or an init system may have signalled Ray's processes too: then it waits for nobody.
+    """
+    ray_processes = [] if settings.address else psutil.Process().children()
+    stopping = threading.Thread(target=_shut_down, args=(settings,), daemon=True)
+    stopping.start()
+    deadline = time.monotonic() + STOP_TIMEOUT_S / 2
+    while stopping.is_alive() and time.monotonic() < deadline and all(map(_lives, ray_processes)):
+        stopping.join(0.1)
+    stopping.join(2)
+
+
+def _shut_down(settings: ServiceSettings) -> None:
+    import ray
+    from ray import serve
+
+    from mlaas_ray.inference.app import APPLICATION
+
+    with suppress(Exception):  # whatever Ray says on its way out, its processes are ended after this
+        if settings.address and ray.is_initialized():
+            # The cluster is others' too: only what is ours goes.
+            serve.delete(APPLICATION)
+            if not serve.status().applications:
+                serve.shutdown()  # type: ignore[no-untyped-call]
+        elif ray.is_initialized():
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of processes whose own parent dies, so that none is out of sight at the end."""
+    set_child_subreaper = 36  # linux/prctl.h
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
 def _family(folder: Path) -> set[psutil.Process]:
@@ -240,6 +297,14 @@ def _started(process: subprocess.Popen[bytes], log: IO[bytes]) -> Service:
     raise _failure(log.read().decode(errors="replace"))
 
 
+def _let_go(process: subprocess.Popen[bytes]) -> None:
+    """Have no more to do with a process that runs on."""
+    if process.stdout:
+        process.stdout.close()
+    # Nobody here waits for it; without this, Python complains that nobody did.
+    process.returncode = 0
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Stop a service's process, as gently as it lets us."""
     if process.poll() is None:
@@ -260,11 +325,11 @@ def _without_ray(variables: dict[str, str]) -> dict[str, str]:
 
 
 def _failure(log: str) -> ServiceError:
-    """Return what a child said last."""
+    """Return what a child said: its error as JSON, or its last words."""
     lines = [line for line in log.splitlines() if line.strip()]
+    for line in reversed(lines):
+        with suppress(ValueError, TypeError, KeyError):
+            said = json.loads(line)
+            return ServiceError(said["message"], said["remedy"])
     last = lines[-1] if lines else "it ended without a word"
-    try:
-        said = json.loads(last)
-        return ServiceError(said["message"], said["remedy"])
-    except (ValueError, TypeError, KeyError):
-        return ServiceError(f"the service did not start: {last}", "Run mlaas serve to see what it says")
+    return ServiceError(f"the service did not start: {last}", "Run mlaas serve to see what it says")
