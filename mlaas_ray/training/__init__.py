@@ -8,7 +8,7 @@
 
 from mlaas_ray.training.check import check_model
 from mlaas_ray.training.fit import fit
-from mlaas_ray.training.framework import FRAMEWORKS
+from mlaas_ray.training.frameworks import FRAMEWORKS
 from mlaas_ray.training.settings import EpochReport, TrainedModel, TrainSettings
 
 __all__ = ["FRAMEWORKS", "EpochReport", "TrainSettings", "TrainedModel", "check_model", "fit"]

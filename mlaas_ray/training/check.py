@@ -9,7 +9,8 @@ import ray
 
 from mlaas_ray.core import FeatureSpec, MlaasError
 from mlaas_ray.core.errors import ModelError
-from mlaas_ray.training.framework import Framework, load_framework
+from mlaas_ray.training.framework import Framework
+from mlaas_ray.training.frameworks import load_framework
 from mlaas_ray.training.source import ModelSource, one_line
 
 WORKER_ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}

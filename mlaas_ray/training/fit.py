@@ -29,7 +29,8 @@ from ray.train import (
 from mlaas_ray.core import FeatureSpec, MlaasError
 from mlaas_ray.core.errors import ModelError
 from mlaas_ray.training.check import WORKER_ENVIRONMENT, check_model
-from mlaas_ray.training.framework import load_framework, signature
+from mlaas_ray.training.framework import signature
+from mlaas_ray.training.frameworks import load_framework
 from mlaas_ray.training.loop import Run, train_worker
 from mlaas_ray.training.progress import epoch_callbacks
 from mlaas_ray.training.settings import EpochReport, TrainedModel, TrainSettings

@@ -1,4 +1,4 @@
-"""What the worker loop asks of a framework: the two protocols, and the one list of who keeps them."""
+"""What the worker loop asks of a framework: the two protocols, and the signature all exports have."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mlaas_ray.core import Signature, Tensor
-from mlaas_ray.core.errors import JobError, nearest
 from mlaas_ray.core.package import ModelFormat
 from mlaas_ray.training.batches import Batch
 from mlaas_ray.training.group import Group
 
 Floats = npt.NDArray[np.float32]
-
-FRAMEWORKS = ("keras", "torch")
 
 INPUT, OUTPUT = "inputs", "outputs"
 
@@ -99,23 +96,6 @@ class Framework(Protocol):
 
     def answer(self, folder: Path, x: Floats) -> Floats:
         """Load an exported model afresh and return its answers ``(events,)`` for raw values."""
-
-
-def load_framework(name: str) -> Framework:
-    """Return a framework by name; the framework itself is imported when it is first used.
-
-    Raises:
-        JobError: For a name that is none.
-    """
-    if name == "torch":
-        from mlaas_ray.training.frameworks.torch import Torch
-
-        return Torch()
-    if name == "keras":
-        from mlaas_ray.training.frameworks.keras import Keras
-
-        return Keras()
-    raise JobError(f"no framework {name!r}", nearest(name, FRAMEWORKS))
 
 
 def signature(width: int) -> Signature:

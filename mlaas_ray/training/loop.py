@@ -25,7 +25,8 @@ from mlaas_ray.core import FeatureSpec
 from mlaas_ray.core.errors import EmptyDataError, ModelError
 from mlaas_ray.training.batches import Batch, share_out
 from mlaas_ray.training.check import build_network
-from mlaas_ray.training.framework import Framework, Network, load_framework
+from mlaas_ray.training.framework import Framework, Network
+from mlaas_ray.training.frameworks import load_framework
 from mlaas_ray.training.group import Group
 from mlaas_ray.training.metrics import Scores, cross_entropy
 from mlaas_ray.training.sample import Sampler, write_sample

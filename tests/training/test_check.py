@@ -17,7 +17,7 @@ KERAS = "from keras import Sequential, layers\n\n\ndef model(n):\n    return {}\
 
 def build(framework: str, path: str) -> str:
     from mlaas_ray.training.check import build_network
-    from mlaas_ray.training.framework import load_framework
+    from mlaas_ray.training.frameworks import load_framework
     from mlaas_ray.training.source import ModelSource
 
     chosen = load_framework(framework)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlaas_ray.training.framework import FRAMEWORKS
+from mlaas_ray.training.frameworks import FRAMEWORKS
 
 OFFSET = np.array([1.0, -2.0, 0.0], np.float32)
 SCALE = np.array([0.5, 0.1, 2.0], np.float32)
@@ -27,7 +27,7 @@ def events(count: int, seed: int = 0) -> Any:
 
 
 def network(framework: str, module: Callable[[str], Any] | None = None, group: Any = None) -> Any:
-    from mlaas_ray.training.framework import load_framework
+    from mlaas_ray.training.frameworks import load_framework
     from mlaas_ray.training.group import Group
 
     chosen = load_framework(framework)
@@ -78,7 +78,7 @@ def edges(framework: str) -> tuple[Any, Any]:
 
 
 def exported(framework: str) -> list[tuple[Any, Any]]:
-    from mlaas_ray.training.framework import load_framework
+    from mlaas_ray.training.frameworks import load_framework
 
     trained, chosen = network(framework), load_framework(framework)
     trained.step(events(64), 64)

@@ -22,7 +22,7 @@ def one_epoch(table: Any, rate: float, limit: int, nan_weight: int | None = None
     import pyarrow as pa
 
     from mlaas_ray.core import MlaasError
-    from mlaas_ray.training.framework import load_framework
+    from mlaas_ray.training.frameworks import load_framework
     from mlaas_ray.training.group import Group
     from mlaas_ray.training.loop import train_epoch
     from mlaas_ray.training.shards import TrainingEvents
