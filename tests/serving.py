@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import signal
@@ -168,11 +169,18 @@ def start_serving(repository: Path, port: int, *options: str) -> tuple[subproces
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_end_with_the_tests,
     )
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, f"mlaas serve ended with {process.wait(60)}"
     return process, json.loads(line)
+
+
+def _end_with_the_tests() -> None:
+    """Ask the kernel to stop the service when the tests are killed, and end no fixture."""
+    pr_set_pdeathsig = 1  # linux/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 @pytest.fixture(scope="session")
