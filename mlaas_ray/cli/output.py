@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
-from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, NoReturn, ParamSpec, TextIO, TypeVar, cast
 
 import typer
 from rich.console import Console
@@ -17,8 +18,19 @@ from mlaas_ray.core.errors import MlaasError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+class _Results:
+    """Standard output as it was when the command began."""
+
+    stream: TextIO | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream or sys.stdout, name)
+
+
 # Results go to standard output, and everything else (progress, hints, errors) to standard error.
-out = Console()
+_results = _Results()
+out = Console(file=cast(TextIO, _results))
 err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line at the end, for programs.")]
@@ -45,8 +57,8 @@ Version = Annotated[
 
 def emit(document: Any) -> None:
     """Print a document as one JSON line on standard output."""
-    sys.stdout.write(json.dumps(document, allow_nan=False, default=str) + "\n")
-    sys.stdout.flush()
+    _results.write(json.dumps(document, allow_nan=False, default=str) + "\n")
+    _results.flush()
 
 
 def fail(error: MlaasError) -> NoReturn:
@@ -61,7 +73,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
+            with _results_apart():
+                return function(*args, **kwargs)
         except MlaasError as error:
             fail(error)
         except KeyboardInterrupt:
@@ -69,6 +82,17 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(130) from None
 
     return run
+
+
+@contextmanager
+def _results_apart() -> Iterator[None]:
+    """Send to standard error what others print meanwhile, such as Ray's reports of the cluster."""
+    _results.stream = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results.stream = None
 
 
 def _escape(text: str) -> str:

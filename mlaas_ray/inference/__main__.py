@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 import threading
+from contextlib import redirect_stdout
+from typing import TextIO
 
 from mlaas_ray.core.errors import MlaasError
 from mlaas_ray.inference.service import LASTING, Service, serve_until_stopped
@@ -21,17 +23,22 @@ def main() -> int:
     """Serve until told to stop."""
     if not os.environ.get(LASTING):
         threading.Thread(target=_stop_with_parent, daemon=True).start()
+    results = sys.stdout
     try:
-        serve_until_stopped(ServiceSettings.model_validate_json(sys.argv[1]), _announce)
+        # Ray reports what goes wrong in a cluster on standard output, where our one line is waited for.
+        with redirect_stdout(sys.stderr):
+            serve_until_stopped(
+                ServiceSettings.model_validate_json(sys.argv[1]), lambda service: _announce(service, results)
+            )
     except MlaasError as error:
         sys.stderr.write("\n" + json.dumps({"message": error.message, "remedy": error.remedy}) + "\n")
         return 2
     return 0
 
 
-def _announce(service: Service) -> None:
-    sys.stdout.write(json.dumps({"url": service.url, "pid": service.pid}) + "\n")
-    sys.stdout.flush()
+def _announce(service: Service, results: TextIO) -> None:
+    results.write(json.dumps({"url": service.url, "pid": service.pid}) + "\n")
+    results.flush()
 
 
 def _stop_with_parent() -> None:
