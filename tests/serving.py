@@ -6,7 +6,6 @@ import ctypes
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import pytest
 
 from mlaas_ray.core.features import Feature, FeatureSpec, Statistics
 from mlaas_ray.core.package import ModelPackage, Signature, Tensor, write_package
+from mlaas_ray.inference.environment import free_ports
 from mlaas_ray.repository import Repository
 
 SEEN = Statistics(count=4, min=0.0, max=1.0, mean=0.5, std=0.3)
@@ -141,9 +141,8 @@ def saved_package(saved_model: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that is free now, and that no outgoing connection will be given."""
+    return free_ports(1)[0]
 
 
 @dataclass

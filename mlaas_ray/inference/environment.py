@@ -11,6 +11,7 @@ import random
 import socket
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mlaas_ray.core.errors import ServiceError
@@ -19,6 +20,8 @@ from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
 # Replicas listen on ports of this block: below the ports the kernel gives to outgoing connections (from
 # 32768 on) and above those of Ray's workers (10002-19999).
 FIRST_PORT, LAST_PORT, PORTS_A_SERVICE = 20000, 32500, 100
+# Above the ports of outgoing connections, which end at 60999.
+QUIET_PORTS = (61000, 65500)
 
 # Room that HAProxy needs after the folder for its sockets' names: <folder>/<node id>/metrics.sock.<pid>.tmp
 _SOCKET_PATH_LIMIT = 107 - 56 - len("//metrics.sock.4194304.tmp")
@@ -109,15 +112,19 @@ def refuse_taken_port(host: str, port: int) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that are free now, all different."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """Return ports that are free now, all different, and that nobody is given unasked.
+
+    A port that the kernel chooses (port 0) would come from the range of outgoing connections, where one of
+    the hundreds that Ray opens while it starts may take it again.
+    """
+    found: list[int] = []
+    for port in random.sample(range(*QUIET_PORTS), QUIET_PORTS[1] - QUIET_PORTS[0]):
+        if len(found) == count:
+            break
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            found.append(port)
+    return found
 
 
 def free_block() -> int:
