@@ -140,12 +140,11 @@ def first_pass(
     ]
     files = spread(scan_file, jobs, description="files", progress=progress)
     for index, sample in enumerate(samples):
-        if not sum(file.entries for file in files if file.dataset == index):
-            paths = [file.path for file in files if file.dataset == index]
+        own = [file for file in files if file.dataset == index]
+        if not any(file.entries for file in own):
+            others = f" and {len(own) - 1} more files are" if len(own) > 1 else " is"
             raise EmptyDataError(
-                f"dataset {sample.name!r} has no events: {paths[0]}, tree {files[0].tree!r}"
-                + (f" and {len(paths) - 1} more files are" if len(paths) > 1 else " is")
-                + " empty",
+                f"dataset {sample.name!r} has no events: {own[0].path}, tree {own[0].tree!r}{others} empty",
                 "Leave it out, or give files with events",
             )
     found = FirstPass(tuple(samples), tuple(files), features) if features else None

@@ -65,20 +65,32 @@ def naming(path: str, tree: str | None = None) -> Iterator[None]:
             raise FileMissingError(f"no such file: {path}", "Check the path or URL") from error
         reason = _reason(error, path)
         remedy = "It may be cut short or damaged: copy it again, or leave it out"
-        if "not a ROOT file" in reason or not _has_magic(path):
+        if "not a ROOT file" in reason:
             reason, remedy = "it is not a ROOT file", "Give ROOT files"
         elif locate(path).protocol is Protocol.XROOTD and code(error) is None:
             remedy = "Check that the server answers and that your credentials are valid"
         raise FileUnreadableError(f"cannot read {where}: {reason}", remedy) from error
 
 
-def _has_magic(path: str) -> bool:
-    """Tell whether a local file begins as every ROOT file does; remote ones have the benefit of the doubt."""
-    location = locate(path)
-    if not location.is_local:
-        return True
-    with open(location.path, "rb") as file:
-        return file.read(4) == b"root"
+def _check_header(path: str, size: int) -> None:
+    """Refuse a local file that is not ROOT, or shorter than its header says (ROOT class TFile, fEND).
+
+    uproot would trip over such a file wherever the first missing bytes are.
+    """
+    with open(path, "rb") as file:
+        head = file.read(20)
+    if not head.startswith(b"root"):
+        raise FileUnreadableError(f"cannot read {path}: it is not a ROOT file", "Give ROOT files")
+    large = int.from_bytes(head[4:8], signed=True) >= 1_000_000
+    _refuse_short(path, size, int.from_bytes(head[12 : 20 if large else 16]))
+
+
+def _refuse_short(path: str, size: int, due: int) -> None:
+    if size < due:
+        raise FileUnreadableError(
+            f"cannot read {path}: it is cut short: {size:,} bytes of {due:,}",
+            "Copy it again, or leave it out",
+        )
 
 
 def open_tree(path: str, tree: str | None = None) -> Any:
@@ -101,6 +113,8 @@ def open_tree(path: str, tree: str | None = None) -> Any:
         configure_xrootd()
     with naming(path):
         state = os.stat(location.path) if location.is_local else None
+        if state:
+            _check_header(location.path, state.st_size)
         return _open(path, tree, (state.st_mtime_ns, state.st_size) if state else None)
 
 
@@ -111,12 +125,8 @@ def _open(path: str, tree: str | None, state: tuple[int, int] | None) -> Any:
     # decompressed arrays of the last events in memory, which nobody reads twice.
     handler = uproot.MemmapSource if state else uproot.source.fsspec.FSSpecSource
     file = uproot.open({path: None}, handler=handler, object_cache=None, array_cache=None)
-    there, due = file.file.source.num_bytes, file.file.fEND
-    if there is not None and there < due:
-        raise FileUnreadableError(
-            f"cannot read {path}: it is cut short: {there:,} bytes of {due:,}",
-            "Copy it again, or leave it out",
-        )
+    if file.file.source.num_bytes is not None:
+        _refuse_short(path, file.file.source.num_bytes, file.file.fEND)
     name = tree or _only_tree(file, path)
     try:
         found = file[name]

@@ -62,8 +62,10 @@ def test_clusters_are_found(write_tree) -> None:
 
 
 def test_an_empty_tree_is_refused_by_name_but_not_beside_others(write_tree) -> None:
-    empty, full = write_tree("empty.root", events=0), write_tree("full.root")
-    with pytest.raises(EmptyDataError, match=r"'signal' has no events: .*empty.root"):
+    empty, full = write_tree("empty.root", events=0, tree="nominal"), write_tree("full.root")
+    with pytest.raises(
+        EmptyDataError, match=r"'signal' has no events: .*empty.root, tree 'nominal' is empty"
+    ):
         first_pass([Sample(full), Sample(empty, name="signal")])
     assert first_pass([Sample([empty, full])]).entries == 100
 

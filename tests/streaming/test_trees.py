@@ -128,3 +128,24 @@ def test_a_branch_that_is_no_number_is_refused_by_its_type() -> None:
 def test_excluding_everything_is_refused() -> None:
     with pytest.raises(BranchMissingError, match="no numeric branch is left"):
         choose(KINDS, {}, "here", None, ["*"])
+
+
+def test_a_header_written_by_a_version_unknown_is_no_fault(write_tree) -> None:
+    """Some real files have a negative version; uproot reads them."""
+    path = write_tree()
+    content = bytearray(path.read_bytes())
+    content[4:8] = (-937176).to_bytes(4, signed=True)
+    path.write_bytes(content)
+    assert open_tree(str(path)).num_entries == 100
+
+
+def test_a_large_file_has_a_longer_header(write_tree) -> None:
+    path = write_tree()
+    content = path.read_bytes()
+    version, begin, end = (int.from_bytes(content[i : i + 4]) for i in (4, 8, 12))
+    header = (
+        b"root" + (version % 1_000_000 + 1_000_000).to_bytes(4) + begin.to_bytes(4) + (end + 1).to_bytes(8)
+    )
+    path.write_bytes(header + content[20:])
+    with pytest.raises(FileUnreadableError, match=rf"cut short: {len(content):,} bytes of {end + 1:,}"):
+        open_tree(str(path))
