@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,12 @@ from urllib.parse import urlsplit
 import psutil
 
 from mlaas_ray.core.errors import ServiceError
-from mlaas_ray.inference.environment import environment, refuse_taken_port, service_folder
+from mlaas_ray.inference.environment import (
+    environment,
+    reach_cluster,
+    refuse_taken_port,
+    service_folder,
+)
 from mlaas_ray.inference.settings import ServiceSettings
 
 STOP_TIMEOUT_S = 60.0
@@ -104,7 +108,7 @@ def serve_until_stopped(settings: ServiceSettings, ready: Callable[[Service], ob
         )
     refuse_taken_port(settings.host, settings.port)
     if settings.address is not None:
-        _reach(settings.address)
+        reach_cluster(settings.address)
     folder = service_folder()
     os.environ.update(environment(settings, folder))
     if settings.address is None:
@@ -155,21 +159,6 @@ def _start(settings: ServiceSettings) -> None:
         serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
     except RuntimeError as error:
         raise ServiceError(f"the service did not start: {error}", "See Ray's logs") from error
-
-
-def _reach(address: str) -> None:
-    """Check that something listens at a cluster's address: Ray itself would try for minutes.
-
-    Raises:
-        ServiceError: When nothing does.
-    """
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise ServiceError(f"no Ray at {address}: {error}", "Start one with ray start --head") from None
 
 
 def _wait_until_healthy(settings: ServiceSettings) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from mlaas_ray.core.errors import ServiceError
+from mlaas_ray.inference.environment import reach_cluster
 from mlaas_ray.streaming.xrootd import SETTINGS as XROOTD_SETTINGS
 
 
@@ -41,6 +42,7 @@ def connected(address: str | None = None) -> Iterator[None]:
         own["include_dashboard"] = False
     # A worker must have the time-outs before anything loads XRootD in it.
     variables = {name: os.environ.get(name, value) for name, value in XROOTD_SETTINGS.items()}
+    reach_cluster(where)
     try:
         ray.init(
             address=where,
@@ -50,10 +52,7 @@ def connected(address: str | None = None) -> Iterator[None]:
             **own,
         )
     except ConnectionError as error:
-        raise ServiceError(
-            f"no Ray cluster answers at {where!r} ({error})",
-            "Start one with 'ray start --head', or leave it out",
-        ) from None
+        raise ServiceError(f"no Ray at {where}: {error}", "Start one with 'ray start --head'") from None
     try:
         yield
     finally:
