@@ -69,7 +69,8 @@ def describe(entry: Entry, versions: list[int]) -> dict[str, Any]:
         "framework": package.manifest.framework,
         "created": package.manifest.created.isoformat(),
         "width": entry.width,
-        "metrics": package.metrics,
+        # the whole course of the training is for who asks for one model
+        "metrics": {key: value for key, value in package.metrics.items() if key == "validation"},
     }
 
 
@@ -82,6 +83,7 @@ def describe_fully(entry: Entry, versions: list[int]) -> dict[str, Any]:
         if features
         else None,
         "classes": entry.package.labels,
+        "metrics": entry.package.metrics,
         "signature": entry.package.signature.model_dump(mode="json"),
     }
 
