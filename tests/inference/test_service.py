@@ -44,6 +44,18 @@ def listening(processes):
     return ports
 
 
+def settled(service):
+    """The processes of a service and the ports they listen on, when HAProxy is not just replacing itself."""
+    deadline = time.monotonic() + 20
+    while True:
+        processes = family(service.pid)
+        ports = listening(processes)
+        if urlsplit(service.url).port in ports:
+            return processes, ports
+        assert time.monotonic() < deadline, f"nobody listens on {service.url}: {ports}"
+        time.sleep(0.2)
+
+
 def still_listening(ports):
     found = psutil.net_connections("tcp")
     return ports & {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
@@ -61,9 +73,8 @@ def haproxy_folders(processes):
 def test_a_stopped_service_leaves_no_process_no_port_and_no_folder(repository):
     with running_service(ServiceSettings(repository=repository.root, port=free_port())) as service:
         assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
-        processes = family(service.pid)
-        ports, folders = listening(processes), haproxy_folders(processes)
-        assert urlsplit(service.url).port in ports
+        processes, ports = settled(service)
+        folders = haproxy_folders(processes)
         assert len(folders) == 1
     gone, alive = psutil.wait_procs(processes, timeout=5)
     assert not alive
