@@ -50,6 +50,7 @@ def inspect(
         include, exclude = include or job.inputs.include, exclude or list(job.inputs.exclude)  # type: ignore[assignment]
     else:
         samples, lengths = [Sample(files, tree)], {}
+    samples = [sample.found() for sample in samples]
     with connected(address):
         found = first_pass(samples, include=include, exclude=exclude or (), lengths=lengths)
     if json:

@@ -36,6 +36,10 @@ class Sample:
     label: float = 0.0
     name: str = "dataset"
 
+    def found(self) -> Sample:
+        """Return the sample with its files looked up, one by one; raises what :func:`find_files` does."""
+        return replace(self, files=find_files(self.files))
+
 
 @dataclass(frozen=True)
 class ScannedFile:

@@ -50,9 +50,11 @@ def train(
     job.check_labels()
     storage = _storage(job)
     run = storage / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    # a name that matches nothing is told before a cluster is started
+    samples = [sample.found() for sample in job.samples]
     with connected(address):
         found = first_pass(
-            job.samples,
+            samples,
             include=job.inputs.include,
             exclude=job.inputs.exclude,
             lengths=job.lengths,
