@@ -51,3 +51,14 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real ROOT files in {folder} (set MLAAS_REAL_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two files of 3,000 simulated events each, ``signal`` and ``background``."""
+    from mlaas_ray.workflows.toy import write_sample
+
+    folder = tmp_path_factory.mktemp("samples")
+    return {
+        name: write_sample(folder / f"{name}.root", name, 3000, seed=3) for name in ("signal", "background")
+    }

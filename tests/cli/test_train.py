@@ -16,17 +16,8 @@ import yaml
 from typer.testing import CliRunner
 
 from mlaas_ray.cli.main import app
-from mlaas_ray.workflows.toy import write_sample
 
 pytestmark = pytest.mark.usefixtures("ray_local")
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("samples")
-    return {
-        name: write_sample(folder / f"{name}.root", name, 500, seed=3) for name in ("signal", "background")
-    }
 
 
 @pytest.fixture
@@ -151,7 +142,7 @@ def test_inspect_tells_what_training_would_see(samples: dict[str, Path]) -> None
     result = CliRunner().invoke(app, ["inspect", str(samples["signal"]), "--include", "Jet_*", "--json"])
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
-    assert document["entries"] == 500
+    assert document["entries"] == 3000
     assert [(feature["name"], feature["kind"]) for feature in document["features"]] == [
         (f"Jet_{name}", "jagged") for name in ("btag", "eta", "phi", "pt")
     ]
@@ -164,5 +155,5 @@ def test_inspect_tells_what_training_would_see(samples: dict[str, Path]) -> None
 def test_inspect_shows_tables_to_people(samples: dict[str, Path]) -> None:
     result = CliRunner().invoke(app, ["inspect", str(samples["signal"])])
     assert result.exit_code == 0
-    assert "500 events" in result.stdout
+    assert "3,000 events" in result.stdout
     assert "Jet_btag" in result.stdout

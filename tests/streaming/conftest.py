@@ -47,3 +47,12 @@ def write_tree(tmp_path: Path) -> Writer:
         return path
 
     return write
+
+
+def damage(path: Path, branch: str) -> None:
+    """Overwrite a part of a branch's first basket with zeros."""
+    with uproot.open(path) as file:
+        basket = file["Events"][branch].member("fBasketSeek")[0]
+    content = bytearray(path.read_bytes())
+    content[basket + 200 : basket + 264] = bytes(64)
+    path.write_bytes(content)

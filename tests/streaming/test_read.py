@@ -10,6 +10,7 @@ import uproot
 from mlaas_ray.core.errors import FileUnreadableError, JobError
 from mlaas_ray.core.flatten import flatten
 from mlaas_ray.streaming import Sample, block_schema, first_pass, read_events, read_root
+from tests.streaming.conftest import damage
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -77,11 +78,7 @@ def test_samples_keep_their_labels_and_shuffled_shards_interleave(write_tree) ->
 def test_a_read_that_fails_names_file_tree_and_branch(write_tree) -> None:
     path = write_tree(events=2000, clusters=1)
     features = first_pass([Sample(path)], include=["MET_pt"]).features
-    with uproot.open(path) as file:
-        basket = file["Events"]["MET_pt"].member("fBasketSeek")[0]
-    damaged = bytearray(path.read_bytes())
-    damaged[basket + 200 : basket + 264] = bytes(64)
-    path.write_bytes(damaged)
+    damage(path, "MET_pt")
     with pytest.raises(FileUnreadableError, match=r"a.root, tree 'Events', branch 'MET_pt'"):
         read_root(path, features=features).materialize()
 

@@ -14,6 +14,7 @@ from mlaas_ray.core.errors import (
     TreeMissingError,
 )
 from mlaas_ray.streaming.trees import branch_kinds, choose, open_tree, read_arrays
+from tests.streaming.conftest import damage
 
 
 def test_the_only_tree_needs_no_name_and_events_is_preferred(write_tree, tmp_path: Path) -> None:
@@ -79,11 +80,7 @@ def test_a_file_cut_short_is_named(write_tree) -> None:
 
 def test_a_damaged_branch_is_named_and_the_others_still_read(write_tree) -> None:
     path = write_tree(events=2000, clusters=1)
-    with uproot.open(path) as file:
-        basket = file["Events"]["MET_pt"].member("fBasketSeek")[0]
-    damaged = bytearray(path.read_bytes())
-    damaged[basket + 200 : basket + 264] = bytes(64)
-    path.write_bytes(damaged)
+    damage(path, "MET_pt")
     with pytest.raises(FileUnreadableError, match=r"a.root, tree 'Events', branch 'MET_pt'"):
         read_arrays(str(path), "Events", ["MET_pt", "Jet_pt"], 0, 2000)
     assert len(read_arrays(str(path), "Events", ["Jet_pt"], 0, 2000)["Jet_pt"]) == 2000

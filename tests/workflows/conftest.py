@@ -1,4 +1,4 @@
-"""Simulated samples and a job on them, small."""
+"""A small job on simulated samples."""
 
 from __future__ import annotations
 
@@ -8,17 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-
-from mlaas_ray.workflows.toy import write_sample
-
-
-@pytest.fixture(scope="session")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two files of 3,000 events each, ``signal`` and ``background``."""
-    folder = tmp_path_factory.mktemp("samples")
-    return {
-        name: write_sample(folder / f"{name}.root", name, 3000, seed=3) for name in ("signal", "background")
-    }
 
 
 @pytest.fixture
