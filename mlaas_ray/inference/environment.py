@@ -46,7 +46,7 @@ def environment(settings: ServiceSettings, folder: Path) -> dict[str, str]:
     Returns:
         Variables to set before Ray is imported.
     """
-    ports = free_ports(3)
+    ports = free_ports(3, besides=settings.port)
     block = free_block()
     own = {
         # HAProxy's configuration, sockets and state; Serve adds the node's id to each path.
@@ -128,19 +128,29 @@ def reach_cluster(address: str) -> None:
         ) from None
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that are free now, all different, and that nobody is given unasked.
+def free_ports(count: int, *, besides: int | None = None) -> list[int]:
+    """Return ports that are free now, all different, not ``besides``, and that nobody is given unasked.
 
     A port that the kernel chooses (port 0) would come from the range of outgoing connections, where one of
     the hundreds that Ray opens while it starts may take it again.
+
+    Raises:
+        ServiceError: When there are not as many.
     """
     found: list[int] = []
-    for port in random.sample(range(*QUIET_PORTS), QUIET_PORTS[1] - QUIET_PORTS[0]):
+    # not from the generator that programs seed: two that were seeded alike would meet
+    for port in random.SystemRandom().sample(range(*QUIET_PORTS), QUIET_PORTS[1] - QUIET_PORTS[0]):
         if len(found) == count:
             break
+        if port == besides:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
             found.append(port)
+    if len(found) < count:
+        raise ServiceError(
+            f"no free ports from {QUIET_PORTS[0]} to {QUIET_PORTS[1] - 1}", "Stop what holds them"
+        )
     return found
 
 
@@ -149,4 +159,4 @@ def free_block() -> int:
 
     Should they, Serve tries the next port.
     """
-    return random.randrange(FIRST_PORT, LAST_PORT - PORTS_A_SERVICE, PORTS_A_SERVICE)
+    return random.SystemRandom().randrange(FIRST_PORT, LAST_PORT - PORTS_A_SERVICE, PORTS_A_SERVICE)

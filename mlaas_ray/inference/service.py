@@ -154,11 +154,17 @@ def _start(settings: ServiceSettings) -> None:
         ) from None
     # Ray's driver sets handlers of its own.
     _catch_signals()
-    serve.start(http_options={"host": settings.host, "port": settings.port}, proxy_location="HeadOnly")
     try:
+        serve.start(http_options={"host": settings.host, "port": settings.port}, proxy_location="HeadOnly")
         serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
     except RuntimeError as error:
-        raise ServiceError(f"the service did not start: {error}", "See Ray's logs") from error
+        raise ServiceError(f"the service did not start: {_gist(error)}", "See Ray's logs") from error
+
+
+def _gist(error: Exception) -> str:
+    """Return the line that says why, of an error that may bring a remote traceback and HAProxy's output."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "[ALERT]" in line), lines[-1])
 
 
 def _wait_until_healthy(settings: ServiceSettings) -> None:

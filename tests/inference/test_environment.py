@@ -1,3 +1,4 @@
+import random
 import re
 import socket
 from importlib.util import find_spec
@@ -6,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from mlaas_ray.core.errors import ServiceError
-from mlaas_ray.inference.environment import environment, refuse_taken_port, service_folder
+from mlaas_ray.inference.environment import (
+    QUIET_PORTS,
+    environment,
+    free_block,
+    free_ports,
+    reach_cluster,
+    refuse_taken_port,
+    service_folder,
+)
 from mlaas_ray.inference.settings import ServiceSettings
 
 
@@ -62,3 +71,30 @@ def test_a_port_that_is_taken_is_named():
         with pytest.raises(ServiceError, match=f"cannot listen on 127.0.0.1:{port}: .*in use"):
             refuse_taken_port("127.0.0.1", port)
     refuse_taken_port("127.0.0.1", port)
+
+
+def test_ports_are_free_different_and_above_those_of_outgoing_connections():
+    for _ in range(50):
+        ports = free_ports(3)
+        assert len(set(ports)) == 3
+        assert all(QUIET_PORTS[0] <= port < QUIET_PORTS[1] for port in ports)
+
+
+def test_a_services_own_port_is_not_given_to_its_haproxy(monkeypatch):
+    first = free_ports(1)[0]
+    monkeypatch.setattr("mlaas_ray.inference.environment.QUIET_PORTS", (first, first + 5))
+    assert first not in free_ports(3, besides=first)
+
+
+def test_a_seeded_generator_does_not_decide_the_ports():
+    def drawn():
+        random.seed(1)
+        return free_ports(3), free_block()
+
+    assert len({str(drawn()) for _ in range(5)}) > 1
+
+
+def test_no_cluster_at_an_address_is_told_at_once():
+    with pytest.raises(ServiceError, match=r"no Ray at 127\.0\.0\.1:1"):
+        reach_cluster("127.0.0.1:1")
+    reach_cluster("auto")
