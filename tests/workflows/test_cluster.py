@@ -36,8 +36,16 @@ def test_a_ray_that_runs_already_is_used_and_left_running() -> None:
     assert ray.is_initialized()
 
 
-def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mlaas_ray.cli.main", "inspect", "x.root", "--address", "127.0.0.1:1"]
+def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, samples: dict[str, Path]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "mlaas_ray.cli.main",
+        "inspect",
+        str(samples["signal"]),
+        "--address",
+        "127.0.0.1:1",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "error: no Ray at 127.0.0.1:1: " in done.stderr
