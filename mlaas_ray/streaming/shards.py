@@ -11,6 +11,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from mlaas_ray.core.hashing import mix
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -97,10 +99,6 @@ def part_mask(
         return np.ones(stop - start, dtype=np.bool_)
     key = hashlib.blake2b(f"{uuid}/{seed}".encode(), digest_size=8).digest()
     with np.errstate(over="ignore"):
-        number = np.arange(start, stop, dtype=np.uint64) + np.uint64(int.from_bytes(key, "little"))
-        # SplitMix64's finaliser: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014
-        number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        number ^= number >> np.uint64(31)
+        number = mix(np.arange(start, stop, dtype=np.uint64) + np.uint64(int.from_bytes(key, "little")))
     unit = (number >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return np.asarray((unit >= low) & (unit < high))

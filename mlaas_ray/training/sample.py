@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlaas_ray.core.hashing import mix
 from mlaas_ray.training.batches import block_arrays
 from mlaas_ray.training.group import Group
 
@@ -69,12 +70,9 @@ def _smallest(parts: list[Rows], rows: int) -> Rows:
 
 
 def _hash(arrays: Rows) -> npt.NDArray[np.uint64]:
-    """Mix dataset, file and entry; the finaliser is that of SplitMix64 (Steele, Lea, Flood, 2014)."""
+    """Mix dataset, file and entry into one number."""
     value = np.zeros(len(arrays["entry"]), dtype=np.uint64)
     for name in ("dataset", "file", "entry"):
         value ^= arrays[name].astype(np.int64).view(np.uint64)
-        value += np.uint64(0x9E3779B97F4A7C15)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        value ^= value >> np.uint64(31)
+        value = mix(value + np.uint64(0x9E3779B97F4A7C15))
     return value
