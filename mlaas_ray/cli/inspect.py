@@ -41,18 +41,20 @@ def inspect(
         mlaas inspect root://eospublic.cern.ch//eos/opendata/file.root --tree Events
         mlaas inspect job.yaml
     """
+    from mlaas_ray.core.inputs import Inputs
     from mlaas_ray.streaming import Sample, first_pass
     from mlaas_ray.workflows import Job, connected
 
     if len(files) == 1 and files[0].endswith((".yaml", ".yml")):
         job = Job.load(files[0])
-        samples, lengths = job.samples, job.lengths
-        include, exclude = include or job.inputs.include, exclude or list(job.inputs.exclude)  # type: ignore[assignment]
+        samples, inputs = job.samples, job.wanted
     else:
-        samples, lengths = [Sample(files, tree)], {}
+        samples, inputs = [Sample(files, tree)], Inputs()
+    chosen = {"include": include, "exclude": exclude}
+    inputs = inputs.model_copy(update={key: tuple(names) for key, names in chosen.items() if names})
     samples = [sample.found() for sample in samples]
     with connected(address):
-        found = first_pass(samples, include=include, exclude=exclude or (), lengths=lengths)
+        found = first_pass(samples, inputs)
     if json:
         emit(_document(found))
     else:

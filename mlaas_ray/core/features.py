@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mlaas_ray.core.columns import Kind
 from mlaas_ray.core.errors import FeatureError
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
-Normalisation = Literal["minmax", "standard", "none"]
+Normalisation = Literal["minmax", "standard", "robust", "none"]
 
 # Python floats: numpy's own would have a comparison done in float32, where a wide range overflows.
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -92,20 +93,20 @@ class Statistics(BaseModel):
 
 
 class Feature(BaseModel):
-    """One branch of the input: a single column, or a jagged one padded to ``length`` columns.
+    """One branch of the input: a single column, several, or a jagged one padded to ``length`` columns.
 
     Attributes:
-        name: Branch name.
-        kind: ``flat`` (one value an event) or ``jagged`` (any number of values an event).
+        name: Branch name, of the file or of a definition.
+        kind: ``flat`` (one value an event), ``fixed`` (as many for every event) or ``jagged`` (any number).
         length: Columns it fills: 1 for flat; for jagged, the objects kept of each event.
-        multiplicity: The most values seen in one event; None for flat.
+        multiplicity: The most values seen in one event; None unless jagged.
         statistics: What the first pass saw; None when there was no first pass.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
-    kind: Literal["flat", "jagged"]
+    kind: Kind
     length: int = Field(default=1, ge=0)
     multiplicity: int | None = Field(default=None, ge=0)
     statistics: Statistics | None = None
@@ -118,31 +119,53 @@ class Feature(BaseModel):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Column names: the branch's own, or ``<branch>_<i>`` for each object kept."""
+        """Column names: the branch's own, or ``<branch>_<i>`` for each value kept."""
         if self.kind == "flat":
             return (self.name,)
         return tuple(f"{self.name}_{i}" for i in range(self.length))
 
 
+class ObjectRule(BaseModel):
+    """What is done to a collection's objects before they become columns; the length is each feature's own.
+
+    Attributes:
+        where: Expression over the objects: those for which it is true are kept.
+        sort_by: Jagged branch or expression; the largest come first.
+        ascending: Whether the smallest come first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    where: str | None = None
+    sort_by: str | None = None
+    ascending: bool = False
+
+
 class FeatureSpec(BaseModel):
     """The contract between files, training and serving: what a row of ``(features,)`` means.
 
-    The order is MLaaS4HEP's: flat branches sorted by name, then jagged branches sorted by name, each
-    padded with NaN to its length. The same object orders and pads an event in training and in serving,
-    and its normalisation is built into the exported model.
+    The order is MLaaS4HEP's: flat (and fixed) branches sorted by name, then jagged branches sorted by name,
+    each padded with NaN to its length. The same object prepares, orders and pads an event in training and in
+    serving, and its normalisation is built into the exported model.
 
     Attributes:
         features: Branches in column order.
+        define: New branches by name: expressions over the file's branches and those defined before.
+        objects: What is done to the objects of a collection (``Jet`` for every jagged ``Jet_*``) or branch.
+        select: Which events it was made for; a service answers for others too.
         normalisation: How the model's first layer scales a value: ``minmax`` to [0, 1], ``standard`` to
-            zero mean and unit deviation, or ``none``.
+            zero mean and unit deviation, ``robust`` to zero median and unit interquartile range, or ``none``.
         entries: Events the statistics were made from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     representation: Literal["vector"] = "vector"
     features: tuple[Feature, ...]
+    define: dict[str, str] = Field(default_factory=dict)
+    objects: dict[str, ObjectRule] = Field(default_factory=dict)
+    select: str | None = None
     normalisation: Normalisation = "minmax"
     entries: int = Field(default=0, ge=0)
 
@@ -159,17 +182,15 @@ class FeatureSpec(BaseModel):
         return self
 
     @classmethod
-    def of(
-        cls, features: list[Feature], *, normalisation: Normalisation = "minmax", entries: int = 0
-    ) -> FeatureSpec:
-        """Put features in their order and make the spec.
+    def of(cls, features: list[Feature], **rest: Any) -> FeatureSpec:
+        """Put features in their order and make the spec; ``rest`` are its other attributes.
 
         Raises:
             FeatureError: When there is no column, or two have the same name.
         """
         ordered = tuple(sorted(features, key=lambda feature: (feature.kind == "jagged", feature.name)))
         try:
-            return cls(features=ordered, normalisation=normalisation, entries=entries)
+            return cls(features=ordered, **rest)
         except ValidationError as error:
             raise FeatureError(
                 _reasons(error), "Choose the branches with inputs.include and inputs.exclude"
@@ -229,8 +250,7 @@ class FeatureSpec(BaseModel):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content: equal specs have equal digests, whoever wrote the JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _digest(self.model_dump(mode="json"))
 
     def to_json(self) -> str:
         """Write as JSON, with the digest that :meth:`from_json` checks."""
@@ -248,21 +268,27 @@ class FeatureSpec(BaseModel):
         except (ValueError, TypeError) as error:
             raise FeatureError(f"not a FeatureSpec: {error}", "Write it with FeatureSpec.to_json") from None
         version = content.get("schema_version", SCHEMA_VERSION)
-        if version != SCHEMA_VERSION:
+        if version not in (1, SCHEMA_VERSION):
             raise FeatureError(f"FeatureSpec schema {version} is unknown here", "Upgrade mlaas-ray")
         written = content.pop("sha256", None)
-        try:
-            spec = cls.model_validate(content)
-        except ValidationError as error:
-            raise FeatureError(
-                f"not a FeatureSpec: {_reasons(error)}", "Write it with FeatureSpec.to_json"
-            ) from None
-        if written is not None and written != spec.digest:
+        if written is not None and written != _digest(content):
             raise FeatureError(
                 "the FeatureSpec was changed after it was written",
                 "Restore the file, or take out its sha256 if the change is meant",
             )
-        return spec
+        # schema 1 had no definitions, objects or selection
+        content["schema_version"] = SCHEMA_VERSION
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise FeatureError(
+                f"not a FeatureSpec: {_reasons(error)}", "Write it with FeatureSpec.to_json"
+            ) from None
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _reasons(error: ValidationError) -> str:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
+from mlaas_ray.core.columns import Column, Jagged, from_awkward
 from mlaas_ray.core.errors import EventError, FeatureError, nearest
 from mlaas_ray.core.features import Feature, FeatureSpec
 
@@ -23,7 +23,8 @@ def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = Non
     Values beyond a jagged branch's length are left out; slots without a value are NaN.
 
     Args:
-        arrays: By branch name: a flat array ``(events,)``, or a jagged ``(events, var)`` awkward array.
+        arrays: By branch name: a column, or an awkward array: ``(events,)``, ``(events, length)`` or
+            ``(events, var)``.
         spec: The columns.
         out: Rows to fill, ``(events, features)`` float32 and C-contiguous; made when not given.
 
@@ -46,13 +47,16 @@ def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = Non
     offsets: npt.NDArray[np.int64] | None = None
     for feature in spec.features:
         start = spec.starts[feature.name]
-        if feature.kind == "flat":
-            values = _flat(arrays[feature.name], feature)
-            _check_events(feature, len(values), spec.features[0], events)
-            out[:, start] = values
+        column = _column(arrays[feature.name], feature)
+        if len(column) != events:
+            first = spec.features[0].name
+            raise FeatureError(
+                f"{feature.name!r} has values for {len(column)} events, {first!r} for {events}"
+            )
+        if not isinstance(column, Jagged):
+            out[:, start : start + feature.length] = column.reshape(events, feature.length)
             continue
-        own, content = _jagged(arrays[feature.name], feature)
-        _check_events(feature, len(own) - 1, spec.features[0], events)
+        own, content = column.offsets, column.content
         # Branches of one collection follow each other and share their offsets: index them once.
         if offsets is None or not np.array_equal(own, offsets):
             offsets = own
@@ -98,7 +102,7 @@ def _fill(row: Rows, start: int, feature: Feature, value: Any) -> None:
         row[start] = _number(value, name)
         return
     if not _is_list(value):
-        raise EventError(f"{name!r} is jagged, but {value!r} is no list", f'Send "{name}": [{value}]')
+        raise EventError(f"{name!r} is {feature.kind}, but {value!r} is no list", f'Send "{name}": [{value}]')
     for slot in range(min(len(value), feature.length)):
         item = value[slot]
         row[start + slot] = np.nan if item is None else _number(item, name)
@@ -123,37 +127,25 @@ def _number(value: Any, name: str) -> float:
     raise EventError(f"{name!r}: {value!r} is not a number", "Send numbers, or null for no value")
 
 
-def _check_events(feature: Feature, found: int, first: Feature, events: int) -> None:
-    if found != events:
-        raise FeatureError(f"{feature.name!r} has values for {found} events, {first.name!r} for {events}")
+def _column(values: Any, feature: Feature) -> Column:
+    """Return the values of a feature's branch as the column that its kind says.
 
-
-def _flat(values: Any, feature: Feature) -> npt.NDArray[Any]:
-    if isinstance(values, ak.Array):
-        if values.ndim != 1:
-            raise FeatureError(f"{feature.name!r} is jagged in these events, but flat in the FeatureSpec")
-        values = ak.to_numpy(ak.fill_none(values, np.nan))
-    array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "biuf":
-        raise FeatureError(f"{feature.name!r} is no flat numeric branch in these events ({array.dtype})")
-    return array
-
-
-def _jagged(values: Any, feature: Feature) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
-    """Return offsets ``(events + 1,)`` from zero, and the content they index."""
-    array = values if isinstance(values, ak.Array) else ak.Array(values)
-    if array.ndim != 2:
-        raise FeatureError(f"{feature.name!r} is jagged in the FeatureSpec, but has {array.ndim} axes here")
-    if array.layout.is_option:  # a list that is missing is an empty one
-        array = ak.fill_none(array, [], axis=0)
-    layout = array.layout
-    if not isinstance(layout, ak.contents.ListOffsetArray) or layout.offsets[0] != 0:
-        layout = ak.to_packed(ak.from_regular(array, axis=1)).layout.to_ListOffsetArray64(True)
-    offsets = np.asarray(layout.offsets, dtype=np.int64)
-    content = layout.content[: offsets[-1]]
-    if content.is_option:
-        content = ak.fill_none(content, np.nan, highlevel=False)
-    numbers = ak.to_numpy(content)
-    if numbers.dtype.kind not in "biuf":
-        raise FeatureError(f"{feature.name!r} is not numeric ({numbers.dtype})")
-    return offsets, numbers
+    Raises:
+        FeatureError: When they are of another kind, or not numeric.
+    """
+    name = feature.name
+    column = values if isinstance(values, Jagged) else from_awkward(values, name)
+    if feature.kind == "jagged" and not isinstance(column, Jagged):
+        if column.ndim == 2:  # equally many in every event
+            events, length = column.shape
+            return Jagged(
+                np.arange(0, (events + 1) * length, length, dtype=np.int64)[: events + 1], column.ravel()
+            )
+        raise FeatureError(f"{name!r} is jagged in the FeatureSpec, but has 1 axes here")
+    if feature.kind != "jagged" and isinstance(column, Jagged):
+        raise FeatureError(f"{name!r} is jagged in these events, but {feature.kind} in the FeatureSpec")
+    if not isinstance(column, Jagged):
+        shape = (len(column),) if feature.kind == "flat" else (len(column), feature.length)
+        if column.shape != shape:
+            raise FeatureError(f"{name!r} has the shape {column.shape} in these events, but {shape} is due")
+    return column

@@ -9,12 +9,15 @@ from fnmatch import fnmatchcase
 import awkward as ak
 import numpy as np
 
+from mlaas_ray.core.columns import Kind
 from mlaas_ray.core.errors import BranchMissingError, DataError, EmptyDataError, JobError, nearest
 from mlaas_ray.core.features import Feature, FeatureSpec, Normalisation, Statistics
+from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.streaming.files import Files, find_files
+from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.shards import Shard, cut
 from mlaas_ray.streaming.tasks import spread
-from mlaas_ray.streaming.trees import Kind, branch_kinds, choose, naming, open_tree, read_arrays
+from mlaas_ray.streaming.trees import branch_kinds, choose, naming, open_tree, read_arrays
 
 # Uncompressed bytes of the chosen branches that one task of the first pass reads.
 PASS_BYTES = 100_000_000
@@ -112,11 +115,9 @@ class FirstPass:
 
 def first_pass(
     samples: Sequence[Sample],
+    inputs: Inputs | None = None,
     *,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
-    lengths: Mapping[str, int] | None = None,
-    normalisation: Normalisation = "minmax",
+    reading: ReadingSettings | None = None,
     features: FeatureSpec | None = None,
     progress: bool | None = None,
 ) -> FirstPass:
@@ -124,21 +125,20 @@ def first_pass(
 
     Args:
         samples: What to read.
-        include: Branch names or globs; None for every numeric branch.
-        exclude: Branch names or globs to leave out.
-        lengths: Objects to keep of each event, by collection (``Jet`` for every jagged ``Jet_*``) or by
-            branch; otherwise the largest multiplicity seen.
-        normalisation: How the model will scale its inputs.
+        inputs: What the model is to see; None for every numeric branch.
+        reading: How files are read.
         features: A known FeatureSpec: then only entries and clusters are looked up, its branches are the
             ones read, and nothing is measured.
         progress: Whether to show a progress bar; None for only on a terminal.
 
     Raises:
         DataError: Naming the file, tree and branch that cannot be used.
-        JobError: When ``lengths`` names nothing there is.
+        JobError: When ``inputs.objects`` names nothing there is.
     """
+    inputs = inputs or Inputs()
+    lengths = {name: rule.length for name, rule in inputs.objects.items() if rule.length is not None}
     jobs = [
-        (path, sample.tree, include, tuple(exclude), features, index)
+        (path, sample.tree, inputs.include, inputs.exclude, features, index)
         for index, sample in enumerate(samples)
         for path in find_files(sample.files)
     ]
@@ -156,7 +156,7 @@ def first_pass(
         return found
     kinds = _common_kinds(files)
     return FirstPass(
-        tuple(samples), tuple(files), _measure(files, kinds, lengths or {}, normalisation, progress)
+        tuple(samples), tuple(files), _measure(files, kinds, lengths, inputs.normalise, progress)
     )
 
 

@@ -9,6 +9,7 @@ import ray.data
 
 from mlaas_ray.core.errors import JobError
 from mlaas_ray.core.features import FeatureSpec, Normalisation
+from mlaas_ray.core.inputs import Inputs, ObjectSettings
 from mlaas_ray.streaming.files import Files
 from mlaas_ray.streaming.first_pass import FirstPass, Sample, first_pass
 from mlaas_ray.streaming.root_datasource import RootDatasource, row_bytes
@@ -68,10 +69,12 @@ def read_root(
         raise JobError("features say which branches are read", "Give features, or branches/exclude/lengths")
     found = first_pass(
         [Sample(files, tree, label)],
-        include=branches,
-        exclude=exclude,
-        lengths=lengths,
-        normalisation=normalisation,
+        Inputs(
+            include=branches,
+            exclude=exclude,
+            objects={name: ObjectSettings(length=length) for name, length in (lengths or {}).items()},
+            normalise=normalisation,
+        ),
         features=features,
         progress=progress,
     )

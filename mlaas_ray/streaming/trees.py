@@ -10,12 +10,13 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import awkward as ak
 import cramjam
 import uproot
 
+from mlaas_ray.core.columns import Kind
 from mlaas_ray.core.errors import (
     BranchMissingError,
     DataError,
@@ -27,8 +28,6 @@ from mlaas_ray.core.errors import (
 )
 from mlaas_ray.core.location import Protocol, locate
 from mlaas_ray.streaming.xrootd import code, configure_xrootd, why
-
-Kind = Literal["flat", "jagged"]
 
 # What uproot and its decompressors raise on bytes that are not what they should be.
 _DAMAGE = (

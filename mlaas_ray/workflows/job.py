@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from mlaas_ray.core.errors import JobError, LabelError
-from mlaas_ray.core.features import Normalisation
+from mlaas_ray.core.inputs import Inputs, InputSettings, Names
 from mlaas_ray.core.location import locate
 from mlaas_ray.core.package import check_name
 from mlaas_ray.core.settings import Settings
-from mlaas_ray.streaming import Sample
+from mlaas_ray.streaming import ReadingSettings, Sample
 from mlaas_ray.training import TrainSettings
-
-
-def _listed(value: Any) -> Any:
-    """Let one name stand for a list of one."""
-    return [value] if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
 class DatasetSettings(Settings):
@@ -38,34 +30,6 @@ class DatasetSettings(Settings):
     files: Annotated[Names, Field(min_length=1)]
     tree: str | None = None
     label: int
-
-
-class ObjectSettings(Settings):
-    """One collection of objects, such as ``Jet``.
-
-    Attributes:
-        length: Objects to keep of each event; left out, the largest multiplicity seen.
-    """
-
-    length: int = Field(ge=1)
-
-
-class InputSettings(Settings):
-    """What the model sees.
-
-    Attributes:
-        representation: ``vector``: one row of numbers an event, NaN where there is no value.
-        include: Branch names or globs; left out, every numeric branch.
-        exclude: Branch names or globs to leave out.
-        objects: By collection (``Jet`` for every jagged ``Jet_*``) or branch.
-        normalise: How the model's first layer scales: ``minmax`` | ``standard`` | ``none``.
-    """
-
-    representation: Literal["vector"] = "vector"
-    include: Names | None = None
-    exclude: Names = ()
-    objects: dict[str, ObjectSettings] = Field(default_factory=dict)
-    normalise: Normalisation = "minmax"
 
 
 class SplitSettings(Settings):
@@ -116,6 +80,9 @@ class Job(Settings):
         name: Name of the model.
         seed: Of the split, the order and the weights at the start.
         datasets: By name.
+        reading: How files are read, and what may go wrong meanwhile.
+        define: New branches by name: expressions over the file's, and over those defined before.
+        select: Expression: only events for which it is true are read.
         inputs: What the model sees.
         split: What it is judged by.
         model: ``mlp``, a file ``my_models.py`` with ``model(input_dim)``, or ``package.module:function``.
@@ -128,6 +95,9 @@ class Job(Settings):
     name: str = "model"
     seed: int = Field(default=0, ge=0)
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
+    reading: ReadingSettings = ReadingSettings()
+    define: dict[str, str] = Field(default_factory=dict)
+    select: str | None = None
     inputs: InputSettings = InputSettings()
     split: SplitSettings = SplitSettings()
     model: str = "mlp"
@@ -191,9 +161,9 @@ class Job(Settings):
         return [Sample(list(d.files), d.tree, float(d.label), name) for name, d in self.datasets.items()]
 
     @property
-    def lengths(self) -> dict[str, int]:
-        """Objects to keep, by collection."""
-        return {name: settings.length for name, settings in self.inputs.objects.items()}
+    def wanted(self) -> Inputs:
+        """What the model is to see, as the streaming layer takes it."""
+        return Inputs(**dict(self.inputs), define=self.define, select=self.select)
 
     @property
     def classes(self) -> list[str]:

@@ -55,10 +55,7 @@ def train(
     with connected(address):
         found = first_pass(
             samples,
-            include=job.inputs.include,
-            exclude=job.inputs.exclude,
-            lengths=job.lengths,
-            normalisation=job.inputs.normalise,
+            job.wanted,
             progress=progress,
         )
         if on_first_pass:

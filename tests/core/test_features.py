@@ -192,8 +192,8 @@ class TestJson:
         assert FeatureSpec.from_json(json.dumps(content)) == spec()
 
     def test_a_newer_schema_is_refused_by_number(self) -> None:
-        text = spec().to_json().replace('"schema_version": 1', '"schema_version": 2')
-        with pytest.raises(FeatureError, match=r"schema 2 is unknown here.*Upgrade"):
+        text = spec().to_json().replace('"schema_version": 2', '"schema_version": 3')
+        with pytest.raises(FeatureError, match=r"schema 3 is unknown here.*Upgrade"):
             FeatureSpec.from_json(text)
 
     @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import uproot
 
 from mlaas_ray.core.errors import FileUnreadableError, JobError
 from mlaas_ray.core.flatten import flatten
+from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.streaming import Sample, block_schema, first_pass, read_events, read_root
 from tests.streaming.conftest import damage
 
@@ -24,7 +25,7 @@ def rows_of(dataset) -> dict[str, np.ndarray]:
 
 def test_every_entry_comes_once_and_right(write_tree) -> None:
     paths = [write_tree(f"{seed}.root", events=700, clusters=3, seed=seed) for seed in range(3)]
-    found = first_pass([Sample(paths, label=1.0)], exclude=["event"])
+    found = first_pass([Sample(paths, label=1.0)], Inputs(exclude=["event"]))
     rows = rows_of(read_events(found))
     arrays = uproot.concatenate([f"{path}:Events" for path in paths])
     expected = flatten({name: arrays[name] for name in arrays.fields}, found.features)
@@ -44,7 +45,7 @@ def test_blocks_have_the_agreed_schema(write_tree) -> None:
 
 
 def test_two_parts_share_no_event_and_lose_none(write_tree) -> None:
-    found = first_pass([Sample(write_tree(events=5000, clusters=5))], include=["MET_pt"])
+    found = first_pass([Sample(write_tree(events=5000, clusters=5))], Inputs(include=["MET_pt"]))
     parts = [rows_of(read_events(found, part=part, seed=7)) for part in ((0.0, 0.8), (0.8, 1.0))]
     entries = np.concatenate([part["entry"] for part in parts])
     assert np.array_equal(np.sort(entries), np.arange(5000))
@@ -64,7 +65,7 @@ def test_samples_keep_their_labels_and_shuffled_shards_interleave(write_tree) ->
         Sample(write_tree("s.root", events=20_000, clusters=20), label=1.0, name="s"),
         Sample(write_tree("b.root", events=20_000, clusters=20, seed=1), label=0.0, name="b"),
     ]
-    found = first_pass(samples, include=["MET_pt"])
+    found = first_pass(samples, Inputs(include=["MET_pt"]))
     batches = list(
         read_events(found, shuffle=True, seed=1).iter_batches(batch_size=None, batch_format="numpy")
     )
@@ -77,7 +78,7 @@ def test_samples_keep_their_labels_and_shuffled_shards_interleave(write_tree) ->
 
 def test_a_read_that_fails_names_file_tree_and_branch(write_tree) -> None:
     path = write_tree(events=2000, clusters=1)
-    features = first_pass([Sample(path)], include=["MET_pt"]).features
+    features = first_pass([Sample(path)], Inputs(include=["MET_pt"])).features
     damage(path, "MET_pt")
     with pytest.raises(FileUnreadableError, match=r"a.root, tree 'Events', branch 'MET_pt'"):
         read_root(path, features=features).materialize()

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from mlaas_ray.core.errors import InvalidNameError, JobError, LabelError
 from mlaas_ray.workflows import Job
-from mlaas_ray.workflows.job import DatasetSettings, ObjectSettings, PublishSettings
+from mlaas_ray.core.inputs import ObjectSettings
+from mlaas_ray.workflows.job import DatasetSettings, PublishSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -1,0 +1,78 @@
+"""ReadingSettings: how files are read, and what may go wrong meanwhile."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from mlaas_ray.core.inputs import Names
+from mlaas_ray.core.settings import Settings
+
+
+class BadFiles(Settings):
+    """What becomes of a file that cannot be read.
+
+    Attributes:
+        policy: ``fail``: the run ends with an error that names it; ``skip``: what cannot be read of it is
+            left out and recorded.
+        max_fraction: Of all files, how many may be skipped before the run fails after all.
+    """
+
+    policy: Literal["fail", "skip"] = "fail"
+    max_fraction: float = Field(default=0.1, gt=0, le=1)
+
+
+class Cache(Settings):
+    """Copies of remote files on each node's own disk.
+
+    Attributes:
+        folder: Where.
+        max_bytes: Size at which the copy used least recently is deleted.
+    """
+
+    folder: str
+    max_bytes: int = Field(default=50_000_000_000, ge=1)
+
+
+def _policy(value: object) -> object:
+    """Let ``bad_files: skip`` stand for ``bad_files: {policy: skip}``."""
+    return {"policy": value} if isinstance(value, str) else value
+
+
+class ReadingSettings(Settings):
+    """How files are read.
+
+    Attributes:
+        mode: ``block``: tasks on the cluster's CPUs read, and send events through the object store; ``plan``:
+            each consumer reads its own; ``auto``: plan, unless consumers have GPUs and other nodes have CPUs.
+        redirectors: XRootD redirectors for ``/store/…`` names, tried in this order.
+        bad_files: What becomes of a file that cannot be read.
+        missing: What becomes of a branch that some files lack: ``fail``, ``fill`` with NaN (or no objects),
+            or ``drop`` it.
+        nested: What becomes of ``vector<vector>`` branches: ``leave`` them out, or ``flatten`` each event's.
+        max_events: Events to read at most of each dataset; left out, all.
+        sample: Share of each file's clusters that the first pass measures; 1 for all.
+        checksums: Whether files whose adler32 is known are checked before they are read.
+        cache: Copies of remote files; left out, none are kept.
+        ahead_bytes: Compressed bytes a reader may have fetched ahead.
+        in_flight: Reads a reader may have under way at once.
+        attempts: Times an I/O error is tried again, with growing pauses, before the file counts as bad.
+    """
+
+    mode: Literal["auto", "block", "plan"] = "auto"
+    redirectors: Names = (
+        "root://cms-xrd-global.cern.ch/",
+        "root://xrootd-cms.infn.it/",
+        "root://cmsxrootd.fnal.gov/",
+    )
+    bad_files: Annotated[BadFiles, BeforeValidator(_policy)] = BadFiles()
+    missing: Literal["fail", "fill", "drop"] = "fail"
+    nested: Literal["leave", "flatten"] = "leave"
+    max_events: int | None = Field(default=None, ge=1)
+    sample: float = Field(default=1.0, gt=0, le=1)
+    checksums: bool = True
+    cache: Cache | None = None
+    ahead_bytes: int = Field(default=200_000_000, ge=1)
+    in_flight: int = Field(default=6, ge=1)
+    attempts: int = Field(default=3, ge=0)

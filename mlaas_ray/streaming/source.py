@@ -1,0 +1,32 @@
+"""Source: one input file, resolved: where it lies, where else, and what a catalogue says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file.
+
+    Attributes:
+        path: Absolute path or URL, and the file's name in messages and records.
+        alternatives: Other URLs of the same file, to be tried in this order when the first fails.
+        size: Bytes, where a catalogue or listing says so.
+        adler32: Checksum as 8 hexadecimal digits, where a catalogue says so.
+        site: Where the catalogue says it lies.
+    """
+
+    path: str
+    alternatives: tuple[str, ...] = ()
+    size: int | None = None
+    adler32: str | None = None
+    site: str | None = None
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All places, in the order to try them."""
+        return (self.path, *self.alternatives)
+
+    def __str__(self) -> str:
+        return self.path
