@@ -1,22 +1,56 @@
-"""ROOT files, local and remote, to a Ray Dataset of fixed-size events."""
+"""Files, local and remote, to a Ray Dataset of fixed-size events."""
 
-from mlaas_ray.streaming.files import find_files
-from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, first_pass
-from mlaas_ray.streaming.read import read_events, read_root
-from mlaas_ray.streaming.root_datasource import RootDatasource, block_schema
-from mlaas_ray.streaming.settings import ReadingSettings
-from mlaas_ray.streaming.shards import Shard
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, first_pass
+    from mlaas_ray.streaming.read import new_record, plan_reader, read_events, read_root
+    from mlaas_ray.streaming.reading import block_schema
+    from mlaas_ray.streaming.record import Record
+    from mlaas_ray.streaming.root_datasource import Mode, PlanReader, RootDatasource
+    from mlaas_ray.streaming.settings import ReadingSettings
 
 __all__ = [
     "FirstPass",
+    "Mode",
+    "PlanReader",
     "ReadingSettings",
+    "Record",
     "RootDatasource",
     "Sample",
     "ScannedFile",
-    "Shard",
     "block_schema",
-    "find_files",
     "first_pass",
+    "new_record",
+    "plan_reader",
     "read_events",
     "read_root",
 ]
+
+# Each name's module is imported when the name is first asked for: a first pass whose results are known needs
+# no Ray, whose import alone takes longer.
+_MODULES = {
+    "FirstPass": "first_pass",
+    "Mode": "root_datasource",
+    "PlanReader": "root_datasource",
+    "ReadingSettings": "settings",
+    "Record": "record",
+    "RootDatasource": "root_datasource",
+    "Sample": "first_pass",
+    "ScannedFile": "first_pass",
+    "block_schema": "reading",
+    "first_pass": "first_pass",
+    "new_record": "read",
+    "plan_reader": "read",
+    "read_events": "read",
+    "read_root": "read",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
