@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -182,7 +182,7 @@ class FeatureSpec(BaseModel):
         return self
 
     @classmethod
-    def of(cls, features: list[Feature], **rest: Any) -> FeatureSpec:
+    def of(cls, features: list[Feature], **rest: Any) -> Self:
         """Put features in their order and make the spec; ``rest`` are its other attributes.
 
         Raises:
@@ -258,7 +258,7 @@ class FeatureSpec(BaseModel):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> FeatureSpec:
-        """Read what :meth:`to_json` wrote.
+        """Read what :meth:`to_json` wrote, of whichever representation.
 
         Raises:
             FeatureError: When it is not a FeatureSpec, is of a newer schema, or was changed since.
@@ -278,8 +278,13 @@ class FeatureSpec(BaseModel):
             )
         # schema 1 had no definitions, objects or selection
         content["schema_version"] = SCHEMA_VERSION
+        kind = cls
+        if content.get("representation") == "grid":
+            from mlaas_ray.core.grid import GridSpec  # which is made of this class
+
+            kind = GridSpec
         try:
-            return cls.model_validate(content)
+            return kind.model_validate(content)
         except ValidationError as error:
             raise FeatureError(
                 f"not a FeatureSpec: {_reasons(error)}", "Write it with FeatureSpec.to_json"
