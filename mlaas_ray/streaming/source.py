@@ -15,6 +15,8 @@ class Source:
         size: Bytes, where a catalogue or listing says so.
         adler32: Checksum as 8 hexadecimal digits, where a catalogue says so.
         site: Where the catalogue says it lies.
+        entries: Events, where the catalogue says so.
+        local: Path of this node's copy of a remote file, to be tried before all others.
     """
 
     path: str
@@ -22,11 +24,14 @@ class Source:
     size: int | None = None
     adler32: str | None = None
     site: str | None = None
+    entries: int | None = None
+    local: str | None = None
 
     @property
     def urls(self) -> tuple[str, ...]:
         """All places, in the order to try them."""
-        return (self.path, *self.alternatives)
+        remote = (self.path, *self.alternatives)
+        return (self.local, *remote) if self.local else remote
 
     def __str__(self) -> str:
         return self.path
