@@ -82,3 +82,25 @@ def locate(text: str | os.PathLike[str]) -> Location:
     if protocol is Protocol.LOCAL:
         return Location(protocol, unquote(urlsplit(path).path))
     return Location(protocol, path)
+
+
+def at_redirector(redirector: str, name: str) -> str:
+    """Return the URL by which a redirector knows a logical file name.
+
+    Args:
+        redirector: ``root://host/``, ``root://host:1094//prefix`` or ``host``.
+        name: ``/store/…``.
+
+    Raises:
+        JobError: When the redirector's protocol is none of remote servers.
+    """
+    where = locate(redirector if "://" in redirector else f"root://{redirector}")
+    if where.protocol not in (Protocol.XROOTD, Protocol.HTTP):
+        raise JobError(f"{redirector!r} is no redirector", "Write it as root://host/")
+    scheme, _, rest = where.path.partition("://")
+    host, _, prefix = rest.partition("/")
+    # An XRootD server takes what follows the first slash for the path, and wants that to be absolute.
+    start = "//" if where.protocol is Protocol.XROOTD else "/"
+    return f"{scheme}://{host}{start}" + "/".join(
+        part for part in (prefix.strip("/"), name.lstrip("/")) if part
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlaas_ray.core.errors import JobError
-from mlaas_ray.core.location import Location, Protocol, locate
+from mlaas_ray.core.location import Location, Protocol, at_redirector, locate
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,22 @@ def test_an_unknown_protocol_is_refused_with_the_nearest() -> None:
 def test_an_empty_name_is_refused(text: str) -> None:
     with pytest.raises(JobError, match="empty file name"):
         locate(text)
+
+
+@pytest.mark.parametrize(
+    ("redirector", "url"),
+    [
+        ("root://cms-xrd-global.cern.ch/", "root://cms-xrd-global.cern.ch//store/a.root"),
+        ("root://host:1094", "root://host:1094//store/a.root"),
+        ("host:1094", "root://host:1094//store/a.root"),
+        ("roots://eos//eos/cms/", "roots://eos//eos/cms/store/a.root"),
+        ("https://host:1094/", "https://host:1094/store/a.root"),
+    ],
+)
+def test_a_logical_name_is_found_below_a_redirector(redirector: str, url: str) -> None:
+    assert at_redirector(redirector, "/store/a.root") == url
+
+
+def test_a_bucket_is_no_redirector() -> None:
+    with pytest.raises(JobError, match="'s3://bucket' is no redirector"):
+        at_redirector("s3://bucket", "/store/a.root")
