@@ -1,0 +1,98 @@
+"""Errors of reading: whatever goes wrong with a file is told by file, tree and branch."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cramjam
+import uproot
+
+from mlaas_ray.core.errors import FileMissingError, FileUnreadableError, MlaasError
+from mlaas_ray.core.location import Protocol, locate
+from mlaas_ray.streaming.xrootd import code, why
+
+# What uproot and its decompressors raise on bytes that are not what they should be.
+DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    NotImplementedError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    cramjam.DecompressionError,
+    uproot.deserialization.DeserializationError,
+)
+
+
+@contextmanager
+def naming(path: str, tree: str | None = None) -> Iterator[None]:
+    """Turn whatever reading raises into an error that names the file (and tree).
+
+    Raises:
+        FileMissingError: When the file is not there.
+        FileUnreadableError: When it is there, but cannot be read.
+    """
+    try:
+        yield
+    except MlaasError:
+        raise
+    except DAMAGE as error:
+        where = f"{path}, tree {tree!r}" if tree else path
+        if isinstance(error, FileNotFoundError) or code(error) == "3011":
+            raise FileMissingError(f"no such file: {path}", "Check the path or URL") from error
+        reason = reason_of(error, path)
+        remedy = "It may be cut short or damaged: copy it again, or leave it out"
+        if "not a ROOT file" in reason:
+            reason, remedy = "it is not a ROOT file", "Give ROOT files"
+        elif locate(path).protocol is Protocol.XROOTD and code(error) is None:
+            remedy = "Check that the server answers and that your credentials are valid"
+        raise FileUnreadableError(f"cannot read {where}: {reason}", remedy) from error
+
+
+def reason_of(error: BaseException, path: str) -> str:
+    """Say on one line what an error means; the file is named elsewhere."""
+    return why(error).removesuffix(f" in file {path}").removesuffix(f" for file path {path}")
+
+
+def check_header(path: str, size: int) -> None:
+    """Refuse a local file that is not ROOT, or shorter than its header says (ROOT class TFile, fEND).
+
+    uproot would trip over such a file wherever the first missing bytes are.
+
+    Args:
+        path: A local path.
+        size: Its bytes.
+
+    Raises:
+        FileUnreadableError: When it is not ROOT, or cut short.
+    """
+    with open(path, "rb") as file:
+        head = file.read(20)
+    if not head.startswith(b"root"):
+        raise FileUnreadableError(f"cannot read {path}: it is not a ROOT file", "Give ROOT files")
+    large = int.from_bytes(head[4:8], signed=True) >= 1_000_000
+    refuse_short(path, size, int.from_bytes(head[12 : 20 if large else 16]))
+
+
+def refuse_short(path: str, size: int, due: int) -> None:
+    """Refuse a file of fewer bytes than it says of itself.
+
+    Raises:
+        FileUnreadableError: When ``size`` is less than ``due``.
+    """
+    if size < due:
+        raise FileUnreadableError(
+            f"cannot read {path}: it is cut short: {size:,} bytes of {due:,}",
+            "Copy it again, or leave it out",
+        )

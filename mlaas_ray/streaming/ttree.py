@@ -1,0 +1,150 @@
+"""TTreeEvents: a TTree as columns."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlaas_ray.core.columns import Column, Columns
+from mlaas_ray.core.errors import BranchMissingError, DataError, FileUnreadableError, nearest
+from mlaas_ray.streaming.damage import DAMAGE, naming, reason_of
+from mlaas_ray.streaming.events import Branch, Nested
+from mlaas_ray.streaming.leaves import Layout, Leaf, find_leaves
+
+
+class TTreeEvents:
+    """One TTree of one open file, as :class:`.Events`.
+
+    Args:
+        tree: uproot's TTree.
+        path: The file's path or URL, for messages.
+        nested: What becomes of lists of lists of numbers.
+    """
+
+    format = "TTree"
+
+    def __init__(self, tree: Any, path: str, nested: Nested = "leave") -> None:
+        self.path = path
+        self.tree: str = tree.object_path.strip("/").partition(";")[0]
+        self.uuid = str(tree.file.uuid)
+        self.entries = int(tree.num_entries)
+        self.size = int(tree.file.source.num_bytes)
+        self._tree = tree
+        self._nested = nested
+        with naming(path, self.tree):
+            self._leaves, self._hidden = find_leaves(tree)
+
+    @property
+    def branches(self) -> Mapping[str, Branch]:
+        """What can be columns, by name."""
+        return self._tables[0]
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """What cannot, with its C++ type."""
+        return self._tables[1]
+
+    def boundaries(self, names: Sequence[str]) -> tuple[int, ...]:
+        """First entry of each cluster that these branches share, and last ``entries``."""
+        with naming(self.path, self.tree):
+            edges = [set(self._leaf(name).branch.entry_offsets) for name in names]
+        common = set.intersection(*edges) if edges else set()
+        return tuple(sorted({0, self.entries} | {int(edge) for edge in common if edge < self.entries}))
+
+    def fetch(self, names: Sequence[str], start: int, stop: int) -> Columns:
+        """Read some branches of the entries ``start`` to ``stop`` (not included).
+
+        Raises:
+            BranchMissingError: When the tree lacks one.
+            DataError: When one cannot be columns.
+            FileUnreadableError: When the file cannot be read; names the branch.
+        """
+        layouts = {name: self._layout(name) for name in names}
+        try:
+            return self._read(layouts, start, stop)
+        except DAMAGE as error:
+            raise self._blame(layouts, start, stop, error) from error
+
+    def decode(self, fetched: Columns) -> Columns:
+        """Return what :meth:`fetch` read."""
+        return fetched
+
+    def _read(self, layouts: Mapping[str, Layout], start: int, stop: int) -> dict[str, Column]:
+        leaves = {name: self._leaf(name) for name in layouts}
+        arrays = self._tree.arrays(
+            {leaf.path: leaf.branch.interpretation for leaf in leaves.values()},
+            entry_start=start,
+            entry_stop=stop,
+            library="ak",
+            how=dict,
+        )
+        columns = {name: leaf.column(arrays[leaf.path], layouts[name], name) for name, leaf in leaves.items()}
+        for name, column in columns.items():
+            if len(column) != stop - start:
+                raise ValueError(f"{len(column):,} entries of {stop - start:,} in branch {name!r}")
+        return columns
+
+    def _blame(
+        self, layouts: Mapping[str, Layout], start: int, stop: int, error: BaseException
+    ) -> FileUnreadableError:
+        """Find the branch that cannot be read, so that the user knows what else the file still gives."""
+        where = f"cannot read {self.path}, tree {self.tree!r}"
+        for name, layout in layouts.items():
+            try:
+                self._read({name: layout}, start, stop)
+            except DAMAGE as own:
+                return FileUnreadableError(
+                    f"{where}, branch {name!r}, entries {start} to {stop}: {reason_of(own, self.path)}",
+                    "The file may be damaged: copy it again, or leave out the file or the branch",
+                )
+        return FileUnreadableError(f"{where}: {reason_of(error, self.path)}", "Try again")
+
+    def _leaf(self, name: str) -> Leaf:
+        try:
+            return self._leaves[name]
+        except KeyError:
+            raise BranchMissingError(
+                f"no branch {name!r} in {self.path}, tree {self.tree!r}", nearest(name, self._leaves)
+            ) from None
+
+    def _layout(self, name: str) -> Layout:
+        leaf = self._leaf(name)
+        with naming(self.path, self.tree):
+            layout = leaf.layout
+            if layout is None or self._refuses(layout):
+                raise DataError(
+                    f"branch {name!r} in {self.path}, tree {self.tree!r} is no numeric branch"
+                    f" ({leaf.typename})",
+                    "Leave it out, or set nested: flatten" if layout else "Leave it out",
+                )
+        return layout
+
+    def _refuses(self, layout: Layout) -> bool:
+        return layout.nested and self._nested == "leave"
+
+    @functools.cached_property
+    def _tables(self) -> tuple[dict[str, Branch], dict[str, str]]:
+        # Only when asked for: who was given names need not look at the other 1,400 branches of a file.
+        branches: dict[str, Branch] = {}
+        left_out: dict[str, str] = {}
+        names = {id(leaf.branch): name for name, leaf in self._leaves.items()}
+        with naming(self.path, self.tree):
+            for name, leaf in self._leaves.items():
+                layout = leaf.layout
+                entries = int(leaf.branch.num_entries)
+                if layout is None or self._refuses(layout):
+                    left_out[name] = leaf.typename
+                elif entries != self.entries:
+                    left_out[name] = f"{leaf.typename}, {entries:,} entries of the tree's {self.entries:,}"
+                else:
+                    counter = leaf.branch.count_branch
+                    branches[name] = Branch(
+                        name=name,
+                        kind=layout.kind,
+                        type=leaf.typename,
+                        length=layout.length,
+                        bytes=int(leaf.branch.uncompressed_bytes),
+                        counter=names.get(id(counter)),
+                    )
+        return branches, left_out | self._hidden
