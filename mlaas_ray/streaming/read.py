@@ -1,24 +1,26 @@
-"""read_root: ROOT files to a Ray Dataset in one call; read_events: what a first pass found."""
+"""read_root: files to a Ray Dataset in one call; read_events: what a first pass found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import ray.data
 
-from mlaas_ray.core.errors import JobError
+from mlaas_ray.core.errors import JobError, nearest
 from mlaas_ray.core.features import FeatureSpec, Normalisation
 from mlaas_ray.core.inputs import Inputs, ObjectSettings
-from mlaas_ray.streaming.files import Files
-from mlaas_ray.streaming.first_pass import FirstPass, Sample, first_pass
-from mlaas_ray.streaming.root_datasource import RootDatasource, row_bytes
-
-# A read task's block: large enough that Ray's cost per block vanishes, small enough for many in memory.
-BLOCK_BYTES = 100_000_000
-# Fewer blocks than this would leave workers without work, and classes badly mixed.
-MIN_BLOCKS = 16
-MIN_BLOCK_EVENTS = 1_000
+from mlaas_ray.core.prepare import needed_branches
+from mlaas_ray.streaming.events import Branch
+from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, first_pass
+from mlaas_ray.streaming.plan import Extent, Plan
+from mlaas_ray.streaming.reading import Reader, ReadFile
+from mlaas_ray.streaming.record import Record, RecordedFile
+from mlaas_ray.streaming.root_datasource import Mode, PlanReader, RootDatasource, row_bytes
+from mlaas_ray.streaming.settings import ReadingSettings
+from mlaas_ray.streaming.sources import Files
+from mlaas_ray.streaming.split import WHOLE, Part
 
 
 def read_root(
@@ -29,28 +31,37 @@ def read_root(
     branches: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     lengths: Mapping[str, int] | None = None,
+    define: Mapping[str, str] | None = None,
+    select: str | None = None,
     label: float = 0.0,
     normalisation: Normalisation = "minmax",
-    part: tuple[float, float] = (0.0, 1.0),
+    part: Part = WHOLE,
+    key: Sequence[str] | None = None,
     seed: int = 0,
     shuffle: bool = False,
+    reading: ReadingSettings | None = None,
     progress: bool | None = None,
 ) -> ray.data.Dataset:
-    """Read events of ROOT files as rows of fixed size.
+    """Read events of ROOT (and Parquet, CSV, JSON lines) files as rows of fixed size.
 
     Args:
-        files: Paths, globs, folders, text files of them, ``root://`` URLs; one or several.
+        files: Paths, globs, folders, text files of them, URLs, ``/store/…`` names; one or several.
         tree: Name of the tree; None for the only one of each file, or ``Events`` among several.
         features: The columns; None to find them in a first pass over the files.
         branches: Branch names or globs to read, when there are no features; None for every numeric branch.
         exclude: Branch names or globs to leave out.
         lengths: Objects to keep of each event by collection, ``{"Jet": 8}``; otherwise the largest
             multiplicity seen.
+        define: New branches by name: expressions over those of the files.
+        select: Expression: only events for which it is true are read.
         label: Class of the events: the column ``y``.
         normalisation: Written into the features that the first pass makes.
         part: Part of the events, ``(0.0, 0.8)`` for one and ``(0.8, 1.0)`` for the rest of a split.
+        key: Branches that identify an event for the split; None for run, luminosity block and event where
+            all files have them, and else file and entry.
         seed: Seed of the split and of the order.
-        shuffle: Whether shards come in an order drawn from the seed, or in the order of the files.
+        shuffle: Whether events come in an order drawn from the seed, or in the order of the files.
+        reading: How files are read, and what may go wrong meanwhile.
         progress: Whether the first pass shows a bar; None for only on a terminal.
 
     Returns:
@@ -65,31 +76,157 @@ def read_root(
         >>> events.take_batch(2)["x"].shape  # doctest: +SKIP
         (2, 53)
     """
-    if features is not None and (branches is not None or exclude or lengths):
-        raise JobError("features say which branches are read", "Give features, or branches/exclude/lengths")
-    found = first_pass(
-        [Sample(files, tree, label)],
-        Inputs(
-            include=branches,
-            exclude=exclude,
-            objects={name: ObjectSettings(length=length) for name, length in (lengths or {}).items()},
-            normalise=normalisation,
-        ),
-        features=features,
-        progress=progress,
+    if features is not None and (branches is not None or exclude or lengths or define or select):
+        raise JobError(
+            "features say which branches are read", "Give features, or branches/exclude/lengths/define/select"
+        )
+    inputs = Inputs(
+        include=None if branches is None else tuple(branches),
+        exclude=tuple(exclude),
+        objects={name: ObjectSettings(length=length) for name, length in (lengths or {}).items()},
+        define=dict(define or {}),
+        select=select,
+        normalise=normalisation,
     )
-    return read_events(found, part=part, seed=seed, shuffle=shuffle)
+    found = first_pass(
+        [Sample(files, tree, label)], inputs, reading=reading, key=key, features=features, progress=progress
+    )
+    return read_events(found, part=part, seed=seed, shuffle=shuffle, reading=reading)
 
 
 def read_events(
-    found: FirstPass, *, part: tuple[float, float] = (0.0, 1.0), seed: int = 0, shuffle: bool = False
+    found: FirstPass,
+    *,
+    part: Part = WHOLE,
+    seed: int = 0,
+    shuffle: bool = False,
+    shares: Mapping[str, float] | None = None,
+    reading: ReadingSettings | None = None,
+    mode: Mode = "block",
+    name: str = "events",
+    record: Record | None = None,
 ) -> ray.data.Dataset:
-    """Read the events of all samples of a first pass; columns and arguments as in :func:`read_root`."""
-    target = min(BLOCK_BYTES // row_bytes(found.features), max(MIN_BLOCK_EVENTS, found.entries // MIN_BLOCKS))
-    shards = found.shards(max(1, target))
-    if shuffle:
-        shards = [shards[i] for i in np.random.default_rng(seed).permutation(len(shards))]
-    source = RootDatasource(shards, found.features, part=part, seed=seed)
-    # Without a number Ray would split the blocks into about 200.
-    events: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=len(shards))
+    """Read the events of all samples of a first pass.
+
+    Args:
+        found: What the first pass found.
+        part: Part of the events, as in :func:`read_root`.
+        seed: Seed of the split and of the order.
+        shuffle: Whether each run over the dataset has an order of its own, drawn from seed and number.
+        shares: By dataset: its part of every block; None for what there is of each.
+        reading: How files are read.
+        mode: ``block`` for the columns of :func:`read_root`; ``plan`` for rows that only tell what to read,
+            which :func:`plan_reader`'s ``tables`` turns into the same tables where they are used.
+        name: Of this reading in the record.
+        record: Where to write down what became of every entry.
+
+    Raises:
+        JobError: For shares of datasets that there are not.
+    """
+    if record is None and (reading or ReadingSettings()).bad_files.policy == "skip":
+        record = new_record(found, reading)
+    reader = _reader(found, reading, seed, record)
+    plan = Plan(
+        extents=tuple(Extent(file.dataset, file.boundaries) for file in found.files),
+        row_bytes=row_bytes(found.features.width),
+        shares=_by_index(shares, found),
+        seed=seed,
+        shuffle=shuffle,
+        max_events=reading.max_events if reading else None,
+    )
+    if not ray.is_initialized():
+        ray.init()
+    source = RootDatasource(plan, reader, mode=mode, name=name, part=part)
+    # Without a number Ray would split the blocks into about 200. A row of the plan costs no CPU to tell.
+    events: ray.data.Dataset = ray.data.read_datasource(
+        source,
+        override_num_blocks=plan.blocks,
+        ray_remote_args={"num_cpus": 0} if mode == "plan" else None,
+    )
     return events
+
+
+def plan_reader(
+    found: FirstPass,
+    *,
+    seed: int = 0,
+    reading: ReadingSettings | None = None,
+    record: Record | None = None,
+) -> PlanReader:
+    """Return what reads the rows of :func:`read_events` in plan mode; same arguments."""
+    return PlanReader(_reader(found, reading, seed, record))
+
+
+def new_record(found: FirstPass, reading: ReadingSettings | None = None) -> Record:
+    """Begin the record of reading what a first pass found."""
+    files = [_recorded(found, file.path, file.dataset, file.entries) for file in found.files]
+    files += [_recorded(found, bad.source.path, bad.dataset, 0, bad.reason) for bad in found.skipped]
+    policy = (reading or ReadingSettings()).bad_files
+    most = int(policy.max_fraction * len(files)) if policy.policy == "skip" else 0
+    if not ray.is_initialized():
+        ray.init()
+    return Record(files, most)
+
+
+def _recorded(found: FirstPass, path: str, dataset: int, entries: int, reason: str = "") -> RecordedFile:
+    return RecordedFile(path, found.samples[dataset].name, entries, reason)
+
+
+def _reader(
+    found: FirstPass, reading: ReadingSettings | None, seed: int, record: Record | None
+) -> Reader:
+    spec = found.features
+    # Statistics are not needed to read, and every reader has a copy.
+    bare = tuple(feature.model_copy(update={"statistics": None}) for feature in spec.features)
+    return Reader(
+        files=tuple(_read_file(found, file) for file in found.files),
+        features=spec.model_copy(update={"features": bare}),
+        settings=reading or ReadingSettings(),
+        key=found.key,
+        seed=seed,
+        bounds=_bounds(found),
+        record=record,
+    )
+
+
+def _read_file(found: FirstPass, file: ScannedFile) -> ReadFile:
+    needed = needed_branches(found.features) | set(found.key)
+    lacking = sorted(name for name in needed if name not in file.branches)
+    return ReadFile(
+        source=file.source,
+        tree=file.tree,
+        uuid=file.uuid,
+        dataset=file.dataset,
+        label=found.samples[file.dataset].label,
+        row_bytes=file.bytes / max(1, file.entries),
+        missing=tuple(_elsewhere(found, name) for name in lacking),
+    )
+
+
+def _elsewhere(found: FirstPass, name: str) -> Branch:
+    """Return a branch that one file lacks as another has it."""
+    return next(file.branches[name] for file in found.files if name in file.branches)
+
+
+def _bounds(found: FirstPass) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+    """Return the range of each feature's values; None when the first pass did not see all of them."""
+    if not found.complete:
+        return None
+    seen = [feature.statistics for feature in found.features.features]
+    low = [-np.inf if one is None or one.min is None else one.min for one in seen]
+    high = [np.inf if one is None or one.max is None else one.max for one in seen]
+    return np.array(low, np.float32), np.array(high, np.float32)
+
+
+def _by_index(shares: Mapping[str, float] | None, found: FirstPass) -> dict[int, float] | None:
+    if shares is None:
+        return None
+    names = [sample.name for sample in found.samples]
+    for name, share in shares.items():
+        if name not in names:
+            raise JobError(f"a share of {name!r}, which is no dataset", nearest(name, names))
+        if not share >= 0:
+            raise JobError(f"the share of {name!r} is {share}", "Give a number of at least 0")
+    if not any(shares.values()):
+        raise JobError("all shares are 0", "Give at least one dataset a share")
+    return {index: shares.get(name, 0.0) for index, name in enumerate(names)}

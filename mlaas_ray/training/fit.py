@@ -34,7 +34,7 @@ from mlaas_ray.training.frameworks import load_framework
 from mlaas_ray.training.loop import Run, train_worker
 from mlaas_ray.training.progress import epoch_callbacks
 from mlaas_ray.training.settings import EpochReport, TrainedModel, TrainSettings
-from mlaas_ray.training.shards import WholeShards
+from mlaas_ray.training.shards import TableReader, WholeShards
 from mlaas_ray.training.source import ModelSource, one_line
 
 # Seconds between the controller's looks at its workers. A report waits for the next look, and at Ray's own
@@ -52,6 +52,7 @@ def fit(
     framework: str = "torch",
     settings: TrainSettings | None = None,
     seed: int = 0,
+    reader: TableReader | None = None,
     storage: str | Path,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> TrainedModel:
@@ -72,6 +73,8 @@ def fit(
         framework: ``torch`` or ``keras``.
         settings: How to train.
         seed: Of initial weights, shuffling and dropout.
+        reader: When the datasets hold not the events, but where to read them: makes such tables of their
+            blocks, in the workers.
         storage: Folder or URL where checkpoints and the model go; all nodes must reach it.
         on_epoch: Called after each epoch, in this process, from a thread of its own.
 
@@ -86,7 +89,7 @@ def fit(
     settings = settings or TrainSettings()
     chosen = load_framework(framework)
     check_model(model, framework, features)
-    run = Run(ModelSource.locate(model), framework, features, settings, seed)
+    run = Run(ModelSource.locate(model), framework, features, settings, seed, reader)
     where = str(storage) if "://" in str(storage) else str(Path(storage).expanduser().absolute())
     from ray.train.torch import TorchConfig, TorchTrainer  # imports PyTorch
 

@@ -31,7 +31,7 @@ from mlaas_ray.training.group import Group
 from mlaas_ray.training.metrics import Scores, cross_entropy
 from mlaas_ray.training.sample import Sampler, write_sample
 from mlaas_ray.training.settings import TrainSettings
-from mlaas_ray.training.shards import TrainingEvents, ValidationEvents, tables
+from mlaas_ray.training.shards import TableReader, TrainingEvents, ValidationEvents, read_tables
 from mlaas_ray.training.source import ModelSource
 
 ROUND = 64
@@ -49,6 +49,7 @@ class Run:
     features: FeatureSpec
     settings: TrainSettings
     seed: int
+    reader: TableReader | None = None
 
 
 @dataclass
@@ -73,6 +74,8 @@ class Progress:
 def train_worker(config: dict[str, Run]) -> None:
     """Train on this worker, together with the others of its Ray Train group."""
     run = config["run"]
+    if run.reader is not None:
+        run.reader.prepare()
     group = Group.joined()
     framework = load_framework(run.framework)
     # Ray Train logs every report to the root logger, and the exporters all they do.
@@ -87,7 +90,7 @@ def train_worker(config: dict[str, Run]) -> None:
     )
     sampler = Sampler(width)
     training = TrainingEvents(
-        lambda: tables(ray.train.get_dataset_shard("train")),
+        lambda: read_tables(ray.train.get_dataset_shard("train"), run.reader),
         width,
         run.settings.shuffle_bytes,
         batch_size=run.settings.batch_size,
@@ -95,7 +98,7 @@ def train_worker(config: dict[str, Run]) -> None:
         seed=run.seed,
     )
     validation = ValidationEvents(
-        lambda: sampler.watch(tables(ray.train.get_dataset_shard("validation"))),
+        lambda: sampler.watch(read_tables(ray.train.get_dataset_shard("validation"), run.reader)),
         run.settings.shuffle_bytes // 2,
         group=group,
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from ray.data import DataIterator, Dataset
@@ -13,8 +15,23 @@ from ray.train import DataConfig
 from mlaas_ray.training.batches import Batch, ShufflePool, blocks
 from mlaas_ray.training.group import Group
 
+T = TypeVar("T")
+
 MIN_BLOCK = 1 << 20
 BLOCKS_PER_WORKER = 8
+
+
+class TableReader(Protocol):
+    """Makes tables of events of what a Dataset holds, when that is not events but where to read them.
+
+    It pickles. The workers use it, each for its own shard.
+    """
+
+    def prepare(self) -> None:
+        """Load what must be loaded before any framework is; called first in every worker."""
+
+    def tables(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """Turn the Dataset's Arrow tables into tables of events, in their order."""
 
 
 class WholeShards(DataConfig):
@@ -92,6 +109,55 @@ def tables(shard: DataIterator) -> Iterator[Any]:
     # batch_size None: whole blocks, which Ray's own annotation has forgotten
     options: Any = {"batch_size": None, "batch_format": "pyarrow", "prefetch_batches": 2}
     return iter(shard.iter_batches(**options))
+
+
+def read_tables(shard: DataIterator, reader: TableReader | None) -> Iterator[Any]:
+    """Give a shard's events as Arrow tables: as they come, or read here by a reader, one table ahead."""
+    return tables(shard) if reader is None else one_ahead(reader.tables(tables(shard)))
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Give items on, while the next is being made in a thread.
+
+    What making one raises is raised where it would have come. The thread ends with the iteration.
+    """
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not _put(ready, (True, item), stop):
+                    return
+            _put(ready, (False, None), stop)
+        except BaseException as error:
+            _put(ready, (False, error), stop)
+
+    thread = threading.Thread(target=work, name="one-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = ready.get()
+            if not more:
+                if item is not None:
+                    raise item
+                return
+            yield item
+            del item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _put(ready: queue.Queue[tuple[bool, Any]], item: tuple[bool, Any], stop: threading.Event) -> bool:
+    """Put an item into a queue that may be full; False when nobody waits for it any more."""
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+        except queue.Full:
+            continue
+        return True
+    return False
 
 
 class TrainingEvents:

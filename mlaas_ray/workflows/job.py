@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -13,6 +13,7 @@ from mlaas_ray.core.errors import JobError, LabelError
 from mlaas_ray.core.inputs import Inputs, InputSettings, Names
 from mlaas_ray.core.location import locate
 from mlaas_ray.core.package import check_name
+from mlaas_ray.core.prepare import check_syntax
 from mlaas_ray.core.settings import Settings
 from mlaas_ray.streaming import ReadingSettings, Sample
 from mlaas_ray.training import TrainSettings
@@ -22,14 +23,27 @@ class DatasetSettings(Settings):
     """One dataset: files of one class.
 
     Attributes:
-        files: Paths, globs, folders, text files of them, or ``root://`` URLs.
-        tree: Name of the TTree; left out, the only one of each file, or ``Events`` among several.
+        files: Paths, globs, folders, text files of them, URLs, or ``/store/…`` names.
+        das: Name of a dataset in CMS's catalogue, in place of files.
+        tree: Name of the tree; left out, the only one of each file, or ``Events`` among several.
         label: 0 for background, 1 for signal.
     """
 
-    files: Annotated[Names, Field(min_length=1)]
+    files: Names = ()
+    das: str | None = None
     tree: str | None = None
     label: int
+
+    @model_validator(mode="after")
+    def _check(self) -> DatasetSettings:
+        if bool(self.files) == bool(self.das):
+            raise ValueError("give either files or das")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """What to read, as the streaming layer takes it."""
+        return [f"das:{self.das}"] if self.das else list(self.files)
 
 
 class SplitSettings(Settings):
@@ -39,11 +53,14 @@ class SplitSettings(Settings):
         train: What the model learns from; left out, the rest.
         validation: What it is judged by after each epoch.
         test: What is not touched.
+        key: Branches that identify an event; left out, run, luminosity block and event where all files have
+            them, and else file and entry.
     """
 
     train: float | None = Field(default=None, gt=0, le=1)
     validation: float = Field(default=0.2, gt=0, lt=1)
     test: float = Field(default=0.0, ge=0, lt=1)
+    key: Names | None = None
 
     @model_validator(mode="after")
     def _check(self) -> SplitSettings:
@@ -80,6 +97,8 @@ class Job(Settings):
         name: Name of the model.
         seed: Of the split, the order and the weights at the start.
         datasets: By name.
+        mixing: Parts of the datasets in every block of events: ``natural`` for what there is of each,
+            ``equal``, or numbers by name.
         reading: How files are read, and what may go wrong meanwhile.
         define: New branches by name: expressions over the file's, and over those defined before.
         select: Expression: only events for which it is true are read.
@@ -95,6 +114,7 @@ class Job(Settings):
     name: str = "model"
     seed: int = Field(default=0, ge=0)
     datasets: dict[str, DatasetSettings] = Field(min_length=1)
+    mixing: Literal["natural", "equal"] | dict[str, float] = "natural"
     reading: ReadingSettings = ReadingSettings()
     define: dict[str, str] = Field(default_factory=dict)
     select: str | None = None
@@ -111,6 +131,7 @@ class Job(Settings):
         for name in (self.name, self.publish.name if self.publish else None):
             if name is not None:
                 check_name(name)
+        check_syntax(self.define, self.select, self.inputs.objects)
         return self
 
     @classmethod
@@ -158,7 +179,14 @@ class Job(Settings):
     @property
     def samples(self) -> list[Sample]:
         """The datasets, as the streaming layer takes them."""
-        return [Sample(list(d.files), d.tree, float(d.label), name) for name, d in self.datasets.items()]
+        return [Sample(d.names, d.tree, float(d.label), name) for name, d in self.datasets.items()]
+
+    @property
+    def shares(self) -> dict[str, float] | None:
+        """Parts of the datasets in every block, by name; None for what there is of each."""
+        if self.mixing == "natural":
+            return None
+        return dict.fromkeys(self.datasets, 1.0) if self.mixing == "equal" else dict(self.mixing)
 
     @property
     def wanted(self) -> Inputs:

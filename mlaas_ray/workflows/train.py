@@ -6,15 +6,19 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
+
+import ray
 
 from mlaas_ray.core.errors import JobError
 from mlaas_ray.core.location import locate
 from mlaas_ray.core.package import ModelPackage, staging, write_package
 from mlaas_ray.repository import ModelVersion, Repository
-from mlaas_ray.streaming import FirstPass, first_pass, read_events
-from mlaas_ray.training import EpochReport, fit
+from mlaas_ray.streaming import FirstPass, Mode, Record, first_pass, new_record, plan_reader, read_events
+from mlaas_ray.training import EpochReport, TrainedModel, fit
 from mlaas_ray.workflows.cluster import connected, durable
 from mlaas_ray.workflows.job import Job
 from mlaas_ray.workflows.lineage import lineage
@@ -51,28 +55,13 @@ def train(
     storage = _storage(job)
     run = storage / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     # a name that matches nothing is told before a cluster is started
-    samples = [sample.found() for sample in job.samples]
+    samples = [sample.found(job.reading) for sample in job.samples]
     with connected(address):
-        found = first_pass(
-            samples,
-            job.wanted,
-            progress=progress,
-        )
+        found = first_pass(samples, job.wanted, reading=job.reading, key=job.split.key, progress=progress)
         if on_first_pass:
             on_first_pass(found)
-        learn, judge = job.split.parts
-        trained = fit(
-            read_events(found, part=learn, seed=job.seed, shuffle=True),
-            read_events(found, part=judge, seed=job.seed),
-            found.features,
-            name=job.name,
-            model=job.model,
-            framework=job.framework,
-            settings=job.train,
-            seed=job.seed,
-            storage=run,
-            on_epoch=on_epoch,
-        )
+        with recorded(found, job, run / "record.json") as record:
+            trained = _trained(job, found, record, run, on_epoch)
     with staging(run / "package") as folder:
         # what the training layer exported: the model file(s) and the sample
         shutil.copytree(trained.folder, folder, dirs_exist_ok=True)
@@ -94,6 +83,61 @@ def train(
             lineage=lineage(job, found),
         )
     return ModelPackage(run / "package")
+
+
+def _trained(
+    job: Job,
+    found: FirstPass,
+    record: Record,
+    run: Path,
+    on_epoch: Callable[[EpochReport], None] | None,
+) -> TrainedModel:
+    """Train on what the first pass found, in the mode that suits where the workers are."""
+    mode = reading_mode(job.reading.mode, job.train.gpus_per_worker > 0)
+    learn, judge = job.split.parts
+    common: dict[str, Any] = {"seed": job.seed, "reading": job.reading, "record": record}
+    options = {**common, "shares": job.shares, "mode": mode}
+    return fit(
+        read_events(found, part=learn, shuffle=True, name="train", **options),
+        read_events(found, part=judge, name="validation", **options),
+        found.features,
+        name=job.name,
+        model=job.model,
+        framework=job.framework,
+        settings=job.train,
+        seed=job.seed,
+        reader=plan_reader(found, **common) if mode == "plan" else None,
+        storage=run,
+        on_epoch=on_epoch,
+    )
+
+
+@contextmanager
+def recorded(found: FirstPass, job: Job, path: Path) -> Iterator[Record]:
+    """Keep the record of what a block reads, and write it when the block ends, however it ends."""
+    record = new_record(found, job.reading)
+    try:
+        yield record
+    finally:
+        record.write(path)
+
+
+def reading_mode(wish: Literal["auto", "block", "plan"], on_gpus: bool) -> Mode:
+    """Choose where files are read: by the workers themselves, or on other nodes' CPUs.
+
+    Args:
+        wish: ``auto`` chooses.
+        on_gpus: Whether the workers train on GPUs.
+
+    Returns:
+        ``block`` when workers on GPUs would wait for their own few CPUs while nodes without GPUs stand by,
+        else ``plan``, which moves no event between processes.
+    """
+    if wish != "auto":
+        return wish
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus_elsewhere = any(node.get("CPU") and not node.get("GPU") for node in nodes)
+    return "block" if on_gpus and cpus_elsewhere else "plan"
 
 
 def publish(

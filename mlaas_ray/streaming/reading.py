@@ -1,0 +1,384 @@
+"""Reading: blocks of a plan to tables of events, fetched ahead; what cannot be read is skipped or fails.
+
+Both modes end here: in block mode a task reads one block, in plan mode a consumer reads one after another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mlaas_ray.core.columns import Column, Jagged
+from mlaas_ray.core.errors import DataError, FileUnreadableError
+from mlaas_ray.core.features import FeatureSpec
+from mlaas_ray.core.location import locate
+from mlaas_ray.core.prepare import needed_branches, prepare
+from mlaas_ray.streaming.ahead import ahead
+from mlaas_ray.streaming.buffers import POOL
+from mlaas_ray.streaming.events import Branch, open_events
+from mlaas_ray.streaming.plan import Piece, row_order
+from mlaas_ray.streaming.record import PieceRecord, Record
+from mlaas_ray.streaming.scatter import scatter
+from mlaas_ray.streaming.settings import ReadingSettings
+from mlaas_ray.streaming.source import Source
+from mlaas_ray.streaming.split import WHOLE, Part, entry_numbers, identifier_numbers, within
+
+Mask = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """One file, as readers know it.
+
+    Attributes:
+        source: Where it lies.
+        tree: Name of the tree.
+        uuid: Its own identifier, as the first pass saw it.
+        dataset: Index of its dataset.
+        label: Class of its events.
+        row_bytes: Uncompressed bytes of the branches to read, of one entry.
+        missing: Branches to read that it lacks: they are filled.
+    """
+
+    source: Source
+    tree: str
+    uuid: str
+    dataset: int
+    label: float
+    row_bytes: float = 0.0
+    missing: tuple[Branch, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block to read.
+
+    Attributes:
+        reading: What it is read for, such as ``train``.
+        epoch: Number of the pass, from 0.
+        index: Number of the block in the epoch.
+        pieces: Its entries.
+        part: Which of them belong to it, an interval of [0, 1); see :mod:`.split`.
+        shuffle: Whether its events are put into an order drawn from seed, epoch and index.
+    """
+
+    reading: str
+    epoch: int
+    index: int
+    pieces: tuple[Piece, ...]
+    part: Part = WHOLE
+    shuffle: bool = False
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads blocks; pickles, so that it can be sent to whoever reads.
+
+    Attributes:
+        files: All files of the plan.
+        features: The columns of ``x``; statistics are not needed.
+        settings: How to read.
+        key: Branches that identify an event, for the split; empty for file and entry.
+        seed: Of the split and of the order.
+        bounds: Least and greatest value that the first pass saw, ``(features,)`` by feature; None when it
+            did not see all.
+        record: Where to write down what was read; None for nowhere.
+    """
+
+    files: tuple[ReadFile, ...]
+    features: FeatureSpec
+    settings: ReadingSettings = field(default_factory=ReadingSettings)
+    key: tuple[str, ...] = ()
+    seed: int = 0
+    bounds: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = None
+    record: Record | None = None
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The branches read, of the file."""
+        return tuple(sorted(needed_branches(self.features) | set(self.key)))
+
+    def tables(self, blocks: Iterable[Block]) -> Iterator[pa.Table]:
+        """Read blocks one after another, the bytes of the next ones fetched meanwhile.
+
+        Raises:
+            DataError: Naming the file, tree and branch that cannot be read, where that is not skipped.
+        """
+        waiting: list[Block] = []
+        parts: list[_Part] = []
+        jobs = self._jobs(blocks, waiting)
+        for job, fetched in ahead(
+            jobs,
+            lambda job: job.fetch(),
+            size=lambda job: job.size,
+            in_flight=self.settings.in_flight,
+            max_bytes=self.settings.ahead_bytes,
+        ):
+            if job.piece is not None:
+                parts.append(job.decoded(fetched))
+            if job.last:
+                yield self._table(waiting.pop(0), parts)
+                parts = []
+
+    def _jobs(self, blocks: Iterable[Block], waiting: list[Block]) -> Iterator[_Job]:
+        """Give the pieces of all blocks in their order; each block is noted as it begins."""
+        for block in blocks:
+            waiting.append(block)
+            lost = self.record.lost() if self.record is not None and self._skips else {}
+            pieces: tuple[Piece | None, ...] = block.pieces or (None,)
+            for number, piece in enumerate(pieces, start=1):
+                known = lost.get(piece.file, "") if piece else ""
+                yield _Job(self, block, piece, number == len(pieces), known)
+
+    @property
+    def _skips(self) -> bool:
+        return self.settings.bad_files.policy == "skip"
+
+    def _table(self, block: Block, parts: Sequence[_Part]) -> pa.Table:
+        """Put the events of a block's parts into one table, and write down what became of them."""
+        begun = time.perf_counter()
+        parts = list(parts)
+        while True:
+            self._refuse(parts)
+            events = [part.kept for part in parts]
+            order = row_order(self.seed, block.epoch, block.index, sum(events)) if block.shuffle else None
+            rows = POOL.take((sum(events), self.features.width), np.float32)
+            placed = list(_places(parts, order))
+            strange = [
+                part.scattered(rows, places, self.features, self.bounds)
+                for part, places in zip(parts, placed, strict=True)
+            ]
+            if not any(strange):
+                break
+            # what was written of it lies between the others' rows: once more without it
+            parts = [
+                part.refused(reason) if reason else part for part, reason in zip(parts, strange, strict=True)
+            ]
+        table = self._tabulated(parts, placed, rows)
+        if self.record is not None:
+            share = (time.perf_counter() - begun) / max(1, len(parts))
+            notes = [replace(part.note, seconds=part.note.seconds + share) for part in parts]
+            self.record.note(block.reading, block.epoch, block.index, notes)
+        return table
+
+    def _refuse(self, parts: Sequence[_Part]) -> None:
+        """Raise the first error, unless bad files are skipped."""
+        for part in parts:
+            if part.error is not None and not self._skips:
+                raise part.error
+
+    def _tabulated(
+        self, parts: Sequence[_Part], placed: Sequence[Places], rows: npt.NDArray[np.float32]
+    ) -> pa.Table:
+        events = len(rows)
+        entry = np.empty(events, np.int64)
+        file, dataset = np.empty(events, np.int32), np.empty(events, np.int32)
+        label = np.empty(events, np.float32)
+        for part, places in zip(parts, placed, strict=True):
+            if part.kept == 0:
+                continue
+            own = places[places >= 0]
+            origin = self.files[part.piece.file]
+            entry[own] = part.piece.start + np.flatnonzero(places >= 0)
+            file[own], dataset[own], label[own] = part.piece.file, origin.dataset, origin.label
+        return table_of(rows, label, np.ones(events, np.float32), dataset, file, entry)
+
+
+@dataclass
+class _Job:
+    """One piece of one block to fetch and decode; no piece stands for a block without any."""
+
+    reader: Reader
+    block: Block
+    piece: Piece | None
+    last: bool
+    known: str = ""  # why its file is out of reach, if that is known already
+    opened: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes that fetching it may hold, of the uncompressed."""
+        return int(self.piece.entries * self._file.row_bytes) if self.piece else 0
+
+    @property
+    def _file(self) -> ReadFile:
+        assert self.piece is not None
+        return self.reader.files[self.piece.file]
+
+    def fetch(self) -> Any:
+        """Get the piece's bytes: the open file and what it fetched, or the DataError that prevented it."""
+        if self.piece is None:
+            return None
+        if self.known:
+            return FileUnreadableError(self.known)
+        origin = self._file
+        try:
+            # a remote file that fails here has failed on every server, and every time it was tried
+            self.opened = False
+            events = open_events(origin.source, origin.tree, nested=self.reader.settings.nested)
+            if events.uuid != origin.uuid:
+                raise FileUnreadableError(
+                    f"{origin.source} is not the file that the first pass saw", "Start again"
+                )
+            self.opened = locate(origin.source.path).is_local
+            lacking = {branch.name for branch in origin.missing}
+            names = [name for name in self.reader.names if name not in lacking]
+            fetched = events.fetch(names, self.piece.start, self.piece.stop)
+            self.opened = True
+            return events, fetched
+        except DataError as error:
+            return error
+
+    def decoded(self, fetched: Any) -> _Part:
+        """Decode and prepare what was fetched."""
+        assert self.piece is not None
+        begun = time.perf_counter()
+        try:
+            if isinstance(fetched, DataError):
+                raise fetched
+            events, content = fetched
+            columns = dict(events.decode(content))
+            columns |= {branch.name: _filled(branch, self.piece.entries) for branch in self._file.missing}
+            prepared, keep = prepare(columns, self.reader.features)
+            part = _Part(self.piece, columns=prepared)
+            part.choose(keep, self._chosen(columns))
+            return part.spent(getattr(content, "nbytes", 0), time.perf_counter() - begun)
+        except DataError as error:
+            return _Part(self.piece).failed(error, lost=not self.opened)
+
+    def _chosen(self, columns: dict[str, Column]) -> Mask | None:
+        """Tell which events belong to the block's part of the split; None for all."""
+        assert self.piece is not None
+        if self.block.part == WHOLE:
+            return None
+        reader, piece = self.reader, self.piece
+        if reader.key:
+            numbers = identifier_numbers([columns[name] for name in reader.key], reader.seed)  # type: ignore[misc]
+        else:
+            numbers = entry_numbers(self._file.uuid, piece.start, piece.stop, reader.seed)
+        return within(numbers, self.block.part)
+
+
+@dataclass
+class _Part:
+    """A piece that was read (or not): its columns, and which of its entries are events of the block."""
+
+    piece: Piece
+    columns: dict[str, Column] = field(default_factory=dict)
+    mask: Mask | None = None
+    kept: int = 0
+    error: DataError | None = None
+    note: PieceRecord = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.note = PieceRecord(self.piece.file, self.piece.entries)
+
+    def choose(self, keep: Mask | None, chosen: Mask | None) -> None:
+        """Note the events that the selection keeps and the split chooses."""
+        entries = self.piece.entries
+        own = entries if chosen is None else int(chosen.sum())
+        self.mask = chosen if keep is None else keep if chosen is None else keep & chosen
+        self.kept = entries if self.mask is None else int(self.mask.sum())
+        self.note = replace(self.note, read=self.kept, cut=own - self.kept, elsewhere=entries - own)
+
+    def spent(self, size: int, seconds: float) -> _Part:
+        self.note = replace(self.note, bytes=size, seconds=seconds)
+        return self
+
+    def failed(self, error: DataError, *, lost: bool = False) -> _Part:
+        """Turn into a part without events."""
+        self.error, self.columns, self.mask, self.kept = error, {}, None, 0
+        self.note = PieceRecord(
+            self.piece.file,
+            self.piece.entries,
+            skipped=self.piece.entries,
+            reason=error.message,
+            lost=lost,
+        )
+        return self
+
+    def refused(self, reason: str) -> _Part:
+        return self.failed(FileUnreadableError(reason, "The file may be damaged: copy it again"))
+
+    def scattered(
+        self,
+        rows: npt.NDArray[np.float32],
+        places: Places,
+        features: FeatureSpec,
+        bounds: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None,
+    ) -> str:
+        """Write the events to their rows; return what is wrong with their values, if anything."""
+        if self.kept == 0:
+            return ""
+        outside = scatter(self.columns, features, rows, places, bounds=bounds)
+        if outside is None or not outside.any():
+            return ""
+        worst = int(np.argmax(outside))
+        name = features.features[worst].name
+        return (
+            f"branch {name!r}, entries {self.piece.start} to {self.piece.stop}: "
+            f"{int(outside[worst])} values outside the range that the first pass saw"
+        )
+
+
+def _places(parts: Sequence[_Part], order: Places | None) -> Iterator[Places]:
+    """Give each part the rows of its entries ``(entries,)``, -1 for those that are no events of the block."""
+    position = 0
+    for part in parts:
+        entries = part.piece.entries
+        if part.kept == 0:
+            yield np.full(entries, -1, dtype=np.int64)
+            continue
+        stop = position + part.kept
+        own = np.arange(position, stop, dtype=np.int64) if order is None else order[position:stop]
+        position = stop
+        if part.mask is None:
+            yield own
+        else:
+            places = np.full(entries, -1, dtype=np.int64)
+            places[part.mask] = own
+            yield places
+
+
+def _filled(branch: Branch, entries: int) -> Column:
+    """Return a branch that the file lacks: NaN, or no objects."""
+    if branch.kind == "jagged":
+        return Jagged(np.zeros(entries + 1, np.int64), np.empty(0, np.float32))
+    shape = entries if branch.kind == "flat" else (entries, branch.length)
+    return np.full(shape, np.nan, np.float32)
+
+
+def block_schema(width: int) -> pa.Schema:
+    """Return the schema of every block: the agreement between the streaming and the training layer."""
+    return pa.schema(
+        {
+            "x": pa.fixed_shape_tensor(pa.float32(), (width,)),
+            "y": pa.float32(),
+            "weight": pa.float32(),
+            "dataset": pa.int32(),
+            "file": pa.int32(),
+            "entry": pa.int64(),
+        }
+    )
+
+
+def table_of(x: npt.NDArray[np.float32], *others: npt.NDArray[Any]) -> pa.Table:
+    """Make the table of a block, over the same memory.
+
+    Args:
+        x: Rows ``(events, features)``.
+        others: ``y``, ``weight``, ``dataset``, ``file`` and ``entry``, ``(events,)`` each.
+    """
+    schema = block_schema(x.shape[1])
+    # Arrow's own tensor type over the same memory: measured a fifth cheaper than Ray's, without a copy.
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1])
+    tensor = pa.ExtensionArray.from_storage(schema.field("x").type, storage)
+    return pa.table([tensor, *(pa.array(values) for values in others)], schema=schema)

@@ -1,0 +1,242 @@
+"""Record: what became of every entry of a run, file by file; its sums always close."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from mlaas_ray.core.errors import DataError
+
+# What an entry that was planned can have become.
+FATES = ("read", "cut", "elsewhere", "skipped")
+
+
+@dataclass(frozen=True)
+class PieceRecord:
+    """What became of one piece of a file.
+
+    Attributes:
+        file: Index of the file.
+        entries: Entries planned.
+        read: Given on as events.
+        cut: Left out by the selection.
+        elsewhere: Of the other part of the split.
+        skipped: Not read, for what ``reason`` says.
+        reason: Why entries were skipped; empty when none were.
+        lost: Whether the whole file is out of reach, so that trying its other pieces would be in vain.
+        bytes: Bytes read from storage, as stored.
+        seconds: Wall time of reading, decoding and flattening.
+        retries: I/O errors that were tried again.
+        failovers: Changes to another server.
+        counts: Further numbers to add up, such as a grid's objects outside.
+    """
+
+    file: int
+    entries: int
+    read: int = 0
+    cut: int = 0
+    elsewhere: int = 0
+    skipped: int = 0
+    reason: str = ""
+    lost: bool = False
+    bytes: int = 0
+    seconds: float = 0.0
+    retries: int = 0
+    failovers: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecordedFile:
+    """A file, as the record names it.
+
+    Attributes:
+        path: Path or URL.
+        dataset: Name of its dataset.
+        entries: Entries of the file.
+        reason: Why the first pass could not read it; empty for what was planned.
+    """
+
+    path: str
+    dataset: str
+    entries: int
+    reason: str = ""
+
+
+class Ledger:
+    """Where readers write down what they did; an actor of Ray, see :class:`Record`.
+
+    A block that is read again, because its node died, overwrites what it wrote before; so nothing counts
+    twice.
+
+    Args:
+        files: All files, in the order of the plan.
+        max_skipped: Files that may be skipped at most.
+    """
+
+    def __init__(self, files: Sequence[RecordedFile], max_skipped: int) -> None:
+        self._files = list(files)
+        self._max_skipped = max_skipped
+        self._blocks: dict[tuple[str, int, int], tuple[PieceRecord, ...]] = {}
+        self._planned: dict[tuple[str, int], dict[int, int]] = {}
+        self._bad = {index for index, file in enumerate(files) if file.reason}
+        self._lost: dict[int, str] = {}
+
+    def plan(self, name: str, epoch: int, entries: Mapping[int, int]) -> None:
+        """Note how many entries of each file an epoch is to read."""
+        self._planned[name, epoch] = dict(entries)
+
+    def lost(self) -> dict[int, str]:
+        """Return the files that are out of reach, with the reason."""
+        return self._lost
+
+    def note(self, name: str, epoch: int, block: int, pieces: Sequence[PieceRecord]) -> str:
+        """Note what became of a block's pieces.
+
+        Returns:
+            Why the run must end, since too many files were skipped; empty when it may go on.
+        """
+        self._blocks[name, epoch, block] = tuple(pieces)
+        for piece in pieces:
+            if piece.skipped:
+                self._bad.add(piece.file)
+                if piece.lost:
+                    self._lost[piece.file] = piece.reason
+        if len(self._bad) <= self._max_skipped:
+            return ""
+        last = next((piece for piece in pieces if piece.skipped), None)
+        reason = f", the last because: {last.reason}" if last else ""
+        return (
+            f"{len(self._bad)} of {len(self._files)} files could not be read, "
+            f"{self._max_skipped} may be skipped{reason}"
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return the record; see :meth:`Record.document`."""
+        readings = [
+            _reading(name, epoch, planned, self._of(name, epoch), self._files)
+            for (name, epoch), planned in sorted(self._planned.items(), key=lambda item: item[0])
+            # Ray asks for the plan of an epoch that may never be run
+            if self._of(name, epoch)
+        ]
+        return {
+            "readings": readings,
+            "total": _sum([reading["total"] for reading in readings]),
+            "skipped_files": [
+                {**asdict(self._files[index]), "reason": self._files[index].reason or self._reason(index)}
+                for index in sorted(self._bad)
+            ],
+        }
+
+    def _of(self, name: str, epoch: int) -> list[PieceRecord]:
+        return [piece for key, pieces in self._blocks.items() if key[:2] == (name, epoch) for piece in pieces]
+
+    def _reason(self, index: int) -> str:
+        reasons = {
+            piece.reason: None
+            for pieces in self._blocks.values()
+            for piece in pieces
+            if piece.file == index and piece.skipped
+        }
+        return "; ".join(reasons)
+
+
+def _reading(
+    name: str,
+    epoch: int,
+    planned: Mapping[int, int],
+    pieces: Sequence[PieceRecord],
+    files: Sequence[RecordedFile],
+) -> dict[str, Any]:
+    by_file: dict[int, list[PieceRecord]] = {index: [] for index in planned}
+    for piece in pieces:
+        by_file.setdefault(piece.file, []).append(piece)
+    rows = []
+    for index, own in sorted(by_file.items()):
+        row = {"path": files[index].path, "dataset": files[index].dataset, "planned": planned.get(index, 0)}
+        row |= _sum([_numbers(piece) for piece in own])
+        row["not_reached"] = row["planned"] - sum(row[fate] for fate in FATES)
+        reasons = sorted({piece.reason for piece in own if piece.reason})
+        rows.append(row | ({"reasons": reasons} if reasons else {}))
+    total = _sum([{key: value for key, value in row.items() if key != "reasons"} for row in rows])
+    return {"reading": name, "epoch": epoch, "files": rows, "total": total}
+
+
+def _numbers(piece: PieceRecord) -> dict[str, Any]:
+    numbers = {key: getattr(piece, key) for key in (*FATES, "bytes", "seconds", "retries", "failovers")}
+    return numbers | dict(piece.counts)
+
+
+_ZERO = dict.fromkeys((*FATES, "bytes", "retries", "failovers"), 0) | {"seconds": 0.0}
+
+
+def _sum(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what are numbers."""
+    total: dict[str, Any] = dict(_ZERO)
+    for row in rows:
+        for key, value in row.items():
+            if isinstance(value, int | float):
+                total[key] = total.get(key, 0) + value
+    return total
+
+
+class Record:
+    """The record of a run, which all its readers write to.
+
+    Args:
+        files: All files, in the order of the plan; those the first pass could not read have a reason.
+        max_skipped: Files that may be skipped at most.
+    """
+
+    def __init__(self, files: Sequence[RecordedFile], max_skipped: int = 0) -> None:
+        # Of the driver's own node: the record outlives any other.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Ledger)
+        self._ledger = actor.remote(files, max_skipped)
+
+    def plan(self, name: str, epoch: int, entries: Mapping[int, int]) -> None:
+        """Note how many entries of each file an epoch is to read."""
+        ray.get(self._ledger.plan.remote(name, epoch, dict(entries)))
+
+    def lost(self) -> dict[int, str]:
+        """Return the files that are known to be out of reach, with the reason."""
+        lost: dict[int, str] = ray.get(self._ledger.lost.remote())
+        return lost
+
+    def note(self, name: str, epoch: int, block: int, pieces: Sequence[PieceRecord]) -> None:
+        """Note what became of a block's pieces.
+
+        Raises:
+            DataError: When more files were skipped than may be.
+        """
+        over = ray.get(self._ledger.note.remote(name, epoch, block, tuple(pieces)))
+        if over:
+            raise DataError(over, "Look at the files, or raise reading.bad_files.max_fraction")
+
+    def document(self) -> dict[str, Any]:
+        """Return the record of all readings so far.
+
+        Returns:
+            ``readings``: for each pass over the data (``reading``, ``epoch``) its ``files`` and ``total``,
+            with entries ``planned`` = ``read`` + ``cut`` (by the selection) + ``elsewhere`` (in the other part
+            of the split) + ``skipped`` + ``not_reached`` (the run ended before), ``bytes`` as stored,
+            ``seconds``, ``retries`` and ``failovers``, and ``reasons``; the sum of their ``total``; and
+            ``skipped_files``.
+        """
+        document: dict[str, Any] = ray.get(self._ledger.document.remote())
+        return document
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON; a reader sees the whole file or none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        passing = path.with_name(f".{path.name}-{os.getpid()}")
+        passing.write_text(json.dumps(self.document(), indent=1))
+        passing.replace(path)
