@@ -1,0 +1,311 @@
+"""ByteSource: the bytes of one file, near or far, whatever becomes of the servers meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Protocol as Interface
+from typing import TypeVar
+
+from mlaas_ray.core.errors import FileMissingError, FileUnreadableError
+from mlaas_ray.core.location import Protocol, locate
+from mlaas_ray.streaming.faults import Fault
+from mlaas_ray.streaming.ranges import Range
+from mlaas_ray.streaming.source import Source
+from mlaas_ray.streaming.webfile import WebFile
+from mlaas_ray.streaming.xrootd import XRootDFile
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# The first pause before another attempt, which doubles each time (seconds).
+PAUSE = 0.5
+# An operation that has taken this long is not tried again at the same place: what took so long was a server
+# that does not answer, and its next place deserves the time (seconds).
+PATIENCE = 15.0
+
+
+class ByteSource(Interface):
+    """The bytes of one open file; several threads may read.
+
+    Attributes:
+        path: Its name, for messages.
+        size: Bytes.
+        local: Whether reading it costs no waiting for a network.
+        requests: Requests made so far.
+        bytes_read: Bytes asked for so far.
+        retries: Attempts made again so far.
+        failovers: Changes of server so far.
+    """
+
+    path: str
+    size: int
+    local: bool
+    requests: int
+    bytes_read: int
+    retries: int
+    failovers: int
+
+    def read(self, ranges: Sequence[Range]) -> list[memoryview]:
+        """Read ranges of bytes.
+
+        Args:
+            ranges: First byte and end (not included) of each, in any order.
+
+        Returns:
+            The bytes of each range, in the order given; they stay valid after :meth:`close`.
+
+        Raises:
+            FileUnreadableError: When the file ends before a range does, or no server gives it.
+            FileMissingError: When it has gone meanwhile.
+        """
+
+    def close(self) -> None:
+        """Give back what the open file holds; a later read opens it again."""
+
+
+def open_bytes(source: Source, *, attempts: int = 3) -> ByteSource:
+    """Open a file.
+
+    Args:
+        source: The file, and where else it lies.
+        attempts: Times that a failing server is asked again, with growing pauses, before the next is.
+
+    Raises:
+        FileMissingError: When it is not there, wherever it should be.
+        FileUnreadableError: When it cannot be reached or read, or its size is not what the catalogue says.
+    """
+    location = locate(source.path)
+    return LocalBytes(source, location.path) if location.is_local else RemoteBytes(source, attempts)
+
+
+class LocalBytes:
+    """A file of this machine, mapped: ranges are views, and nothing is copied."""
+
+    local = True
+
+    def __init__(self, source: Source, path: str) -> None:
+        self.path = source.path
+        self.requests = self.bytes_read = self.retries = self.failovers = 0
+        try:
+            with open(path, "rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                _check_size(source, self.size)
+                # The map is never closed but dropped: views of it may still be in use.
+                self._bytes = memoryview(
+                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+                )
+        except OSError as error:
+            raise _explain(source, [(path, _local_fault(error))]) from error
+
+    def read(self, ranges: Sequence[Range]) -> list[memoryview]:
+        """See :class:`ByteSource`."""
+        self.requests += 1
+        self.bytes_read += _check_ranges(self.path, self.size, ranges)
+        return [self._bytes[start:stop] for start, stop in ranges]
+
+    def close(self) -> None:
+        """See :class:`ByteSource`."""
+
+
+class Handle(Interface):
+    """One open file of one server.
+
+    Attributes:
+        url: Where it was opened.
+        size: Bytes.
+        server: Who serves it now.
+    """
+
+    @property
+    def url(self) -> str: ...  # noqa: D102
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
+
+    @property
+    def server(self) -> str: ...  # noqa: D102
+
+    def read(self, ranges: Sequence[Range]) -> tuple[list[memoryview], int]:
+        """Return the bytes of each range, and how many requests that took.
+
+        Raises:
+            Fault: When it does not succeed.
+        """
+
+    def close(self) -> None:
+        """Close it without waiting."""
+
+
+class RemoteBytes:
+    """A file of one or several servers: opened where it can be, and again when it was lost."""
+
+    local = False
+
+    def __init__(self, source: Source, attempts: int) -> None:
+        self.path = source.path
+        self.requests = self.bytes_read = self.retries = self.failovers = 0
+        self._source = source
+        self._attempts = attempts
+        self._lock = threading.Lock()
+        self._place = 0  # of source.urls: where the file is open, or is to be opened
+        self._opened: Future[Handle] | None = None
+        self._server = ""
+        self.size = self._persist(lambda handle: handle.size)
+
+    def read(self, ranges: Sequence[Range]) -> list[memoryview]:
+        """See :class:`ByteSource`."""
+        wanted = _check_ranges(self.path, self.size, ranges)
+        data, requests = self._persist(lambda handle: handle.read(ranges))
+        with self._lock:
+            self.requests += requests
+            self.bytes_read += wanted
+        return data
+
+    def close(self) -> None:
+        """See :class:`ByteSource`."""
+        with self._lock:
+            opened, self._opened = self._opened, None
+        _close(opened)
+
+    def _persist(self, action: Callable[[Handle], T]) -> T:
+        """Do something with the open file, at one place after the other, until it succeeds."""
+        urls = self._source.urls
+        failed: dict[int, Fault] = {}
+        began, tries = time.monotonic(), 0
+        while True:
+            place = self._place
+            opened = self._open()
+            try:
+                handle = opened.result()
+                result = action(handle)
+            except Fault as fault:
+                self._drop(opened)
+                if fault.may_pass and tries < self._attempts and time.monotonic() - began < PATIENCE:
+                    self._pause(urls[place], fault, tries)
+                    tries += 1
+                    continue
+                failed[place] = fault
+                if len(failed) == len(urls):
+                    raise _explain(self._source, [(urls[at], why) for at, why in failed.items()]) from fault
+                self._move(place, failed)
+                began, tries = time.monotonic(), 0
+            else:
+                self._notice(handle)
+                return result
+
+    def _open(self) -> Future[Handle]:
+        """Return the open file; one thread opens it, and the others share what comes of it."""
+        with self._lock:
+            if self._opened is not None:
+                return self._opened
+            mine = self._opened = Future()
+            url = self._source.urls[self._place]
+        try:
+            handle = _open_handle(url)
+            if self._source.size not in (None, handle.size):
+                handle.close()
+                raise Fault("wrong", f"it has {handle.size:,} bytes instead of {self._source.size:,}")
+            mine.set_result(handle)
+        except BaseException as error:
+            mine.set_exception(error)
+            if not isinstance(error, Fault):
+                self._drop(mine)
+                raise
+        return mine
+
+    def _drop(self, opened: Future[Handle]) -> None:
+        """Forget an open file that failed, unless another thread has already."""
+        with self._lock:
+            if self._opened is not opened:
+                return
+            self._opened = None
+        _close(opened)
+
+    def _pause(self, url: str, fault: Fault, tries: int) -> None:
+        seconds = PAUSE * 2**tries
+        log.warning("%s: %s; attempt %d of %d in %g s", url, fault, tries + 2, self._attempts + 1, seconds)
+        with self._lock:
+            self.retries += 1
+        time.sleep(seconds)
+
+    def _move(self, place: int, failed: dict[int, Fault]) -> None:
+        """Go on at the next place that has not failed, unless another thread has gone to one already."""
+        urls = self._source.urls
+        with self._lock:
+            if self._place != place and self._place not in failed:
+                return
+            self._place = next(
+                at % len(urls) for at in range(place + 1, place + len(urls)) if at % len(urls) not in failed
+            )
+            self.failovers += 1
+            self._server = ""
+            log.warning("%s: %s; next is %s", urls[place], failed[place], urls[self._place])
+
+    def _notice(self, handle: Handle) -> None:
+        """Count it when the file now comes from another server behind the same redirector."""
+        server = handle.server
+        with self._lock:
+            if self._server and server != self._server:
+                self.failovers += 1
+                log.warning("%s: from %s now, no longer %s", self.path, server, self._server)
+            self._server = server
+
+
+def _open_handle(url: str) -> Handle:
+    return XRootDFile(url) if locate(url).protocol is Protocol.XROOTD else WebFile(url)
+
+
+def _close(opened: Future[Handle] | None) -> None:
+    if opened is not None and opened.done() and opened.exception() is None:
+        opened.result().close()
+
+
+def _local_fault(error: OSError) -> Fault:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Fault("missing")
+    if isinstance(error, PermissionError):
+        return Fault("denied")
+    return Fault("wrong", "it is a folder" if isinstance(error, IsADirectoryError) else str(error))
+
+
+def _check_size(source: Source, size: int) -> None:
+    if source.size not in (None, size):
+        raise Fault("wrong", f"it has {size:,} bytes instead of {source.size:,}")
+
+
+def _check_ranges(path: str, size: int, ranges: Sequence[Range]) -> int:
+    """Refuse ranges outside the file, and return how many bytes they are."""
+    for start, stop in ranges:
+        if not 0 <= start <= stop <= size:
+            raise FileUnreadableError(
+                f"cannot read {path}: it has {size:,} bytes, and bytes {start:,} to {stop:,} were asked for",
+                "It may be cut short or damaged: copy it again, or leave it out",
+            )
+    return sum(stop - start for start, stop in ranges)
+
+
+def _explain(source: Source, failed: Sequence[tuple[str, Fault]]) -> FileMissingError | FileUnreadableError:
+    """Make the error for the user of what every place said."""
+    faults = [fault for _, fault in failed]
+    where = source.path
+    if len(failed) > 1:
+        where += "; tried " + "; ".join(f"{url}: {fault}" for url, fault in failed)
+    if all(fault.kind == "missing" for fault in faults):
+        return FileMissingError(f"no such file: {where}", "Check the path or URL")
+    if len(failed) == 1:
+        where += f": {faults[0]}"
+    kinds = {fault.kind for fault in faults} - {"missing"}
+    if kinds == {"denied"}:
+        remedy = "Check that your credentials are valid"
+    elif kinds == {"wrong"}:
+        remedy = "Copy it again, or leave it out"
+    else:
+        remedy = "Check that the server answers and that your credentials are valid"
+    return FileUnreadableError(f"cannot read {where}", remedy)
