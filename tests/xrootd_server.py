@@ -43,7 +43,7 @@ def running_xrootd(export: Path) -> Iterator[str]:
             user = pwd.getpwnam("nobody")
             identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             os.chown(state, user.pw_uid, user.pw_gid)
-            _open_to_all(export)
+            open_to_all(export)
         config = state / "xrootd.cfg"
         config.write_text(
             f"xrd.port any\nxrd.network nodnr\nall.role server\nall.export / r/o\n"
@@ -73,7 +73,7 @@ def xrootd_server() -> Iterator[Callable[[Path], str]]:
         yield lambda export: servers.enter_context(running_xrootd(export))
 
 
-def _open_to_all(folder: Path) -> None:
+def open_to_all(folder: Path) -> None:
     mode = stat.S_IMODE(folder.stat().st_mode)
     if mode & 0o005 != 0o005:
         folder.chmod(mode | 0o055)
