@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -15,81 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mlaas_ray.core.columns import Kind
 from mlaas_ray.core.errors import FeatureError
+from mlaas_ray.core.statistics import Statistics as Statistics  # known by this name before
 
 SCHEMA_VERSION: Literal[2] = 2
 
 Normalisation = Literal["minmax", "standard", "robust", "none"]
 
-# Python floats: numpy's own would have a comparison done in float32, where a wide range overflows.
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+# A Python float: numpy's own would have a comparison done in float32, where a wide range overflows.
 _FLOAT32_TINY = float(np.finfo(np.float32).tiny)
-
-
-class Statistics(BaseModel):
-    """What the values of one branch look like; the moments are of the finite values only.
-
-    A model's input is float32, so what is beyond its range counts as infinite.
-
-    Attributes:
-        count: Finite values.
-        nan: Values that are NaN in the file.
-        infinite: Values that are plus or minus infinity.
-        min: Smallest finite value; None when there is none.
-        max: Largest finite value; None when there is none.
-        mean: Mean of the finite values.
-        std: Population standard deviation of the finite values.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    count: int = 0
-    nan: int = 0
-    infinite: int = 0
-    min: float | None = None
-    max: float | None = None
-    mean: float = 0.0
-    std: float = 0.0
-
-    @classmethod
-    def of(cls, values: npt.ArrayLike) -> Statistics:
-        """Measure an array of any shape."""
-        numbers = np.asarray(values, dtype=np.float64).ravel()
-        finite = numbers[np.abs(numbers) <= _FLOAT32_MAX]
-        nan = int(np.isnan(numbers).sum())
-        infinite = len(numbers) - len(finite) - nan
-        if len(finite) == 0:
-            return cls(nan=nan, infinite=infinite)
-        return cls(
-            count=len(finite),
-            nan=nan,
-            infinite=infinite,
-            min=float(finite.min()),
-            max=float(finite.max()),
-            mean=float(finite.mean()),
-            std=float(finite.std()),
-        )
-
-    def merge(self, other: Statistics) -> Statistics:
-        """Combine with the statistics of other values.
-
-        Pairwise update of mean and variance: Chan, Golub, LeVeque, "Updating formulae and a pairwise
-        algorithm for computing sample variances", 1979.
-        """
-        counts = {"nan": self.nan + other.nan, "infinite": self.infinite + other.infinite}
-        if self.count == 0 or other.count == 0:
-            return (other if self.count == 0 else self).model_copy(update=counts)
-        count = self.count + other.count
-        delta = other.mean - self.mean
-        squares = self.std**2 * self.count + other.std**2 * other.count
-        squares += delta**2 * self.count * other.count / count
-        return Statistics(
-            count=count,
-            min=min(x for x in (self.min, other.min) if x is not None),
-            max=max(x for x in (self.max, other.max) if x is not None),
-            mean=self.mean + delta * other.count / count,
-            std=math.sqrt(squares / count),
-            **counts,
-        )
 
 
 class Feature(BaseModel):
@@ -229,7 +161,10 @@ class FeatureSpec(BaseModel):
         """Return ``offset`` and ``scale``, each ``(features,)``: normalised = (x - offset) * scale.
 
         A column whose values are all equal is shifted to zero and not scaled; one that was never seen is
-        left as it is.
+        left as it is. With ``robust``, one whose middle half is all equal is scaled by its deviation.
+
+        Raises:
+            FeatureError: With ``robust``, when the statistics have no quantiles.
         """
         offset = np.zeros(self.width)
         scale = np.ones(self.width)
@@ -238,9 +173,7 @@ class FeatureSpec(BaseModel):
             if self.normalisation == "none" or seen is None or seen.min is None or seen.max is None:
                 continue
             columns = slice(self.starts[feature.name], self.starts[feature.name] + len(feature.columns))
-            centre, spread = (
-                (seen.min, seen.max - seen.min) if self.normalisation == "minmax" else (seen.mean, seen.std)
-            )
+            centre, spread = _extent(seen, self.normalisation)
             offset[columns] = centre
             # a spread float32 cannot hold would scale to infinity
             if spread > _FLOAT32_TINY:
@@ -289,6 +222,19 @@ class FeatureSpec(BaseModel):
             raise FeatureError(
                 f"not a FeatureSpec: {_reasons(error)}", "Write it with FeatureSpec.to_json"
             ) from None
+
+
+def _extent(seen: Statistics, normalisation: Normalisation) -> tuple[float, float]:
+    """Return the centre and width of what was seen, as the normalisation has it."""
+    if normalisation == "minmax":
+        assert seen.min is not None
+        assert seen.max is not None
+        return seen.min, seen.max - seen.min
+    if normalisation == "standard":
+        return seen.mean, seen.std
+    if not seen.quantiles:
+        raise FeatureError("the statistics have no quantiles to normalise by", "Make the features anew")
+    return seen.quantiles[0.5], (seen.quantiles[0.75] - seen.quantiles[0.25]) or seen.std
 
 
 def _digest(content: Any) -> str:

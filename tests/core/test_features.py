@@ -1,13 +1,9 @@
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from mlaas_ray.core.errors import FeatureError
 from mlaas_ray.core.features import Feature, FeatureSpec, Statistics
@@ -71,49 +67,6 @@ class TestOrder:
             Feature(name="MET_pt", kind="flat", length=3)
 
 
-class TestStatistics:
-    def test_moments_are_of_the_finite_values(self) -> None:
-        seen = Statistics.of([[1.0, np.nan], [3.0, np.inf]])
-        assert seen == Statistics(count=2, nan=1, infinite=1, min=1.0, max=3.0, mean=2.0, std=1.0)
-
-    @pytest.mark.parametrize("values", [[], [np.nan, np.inf, -np.inf]])
-    def test_without_a_finite_value_there_is_no_range(self, values: list[float]) -> None:
-        seen = Statistics.of(values)
-        assert (seen.count, seen.min, seen.max) == (0, None, None)
-        assert (seen.nan, seen.infinite) == (len(values) and 1, len(values) and 2)
-
-    def test_values_beyond_float32_count_as_infinite(self) -> None:
-        sentinel = np.finfo(np.float64).max
-        assert Statistics.of([1.0, sentinel, -sentinel, 1e39]) == Statistics(
-            count=1, infinite=3, min=1.0, max=1.0, mean=1.0
-        )
-
-    def test_bools_and_integers_are_numbers(self) -> None:
-        assert Statistics.of(np.array([True, False])).mean == 0.5
-        assert Statistics.of(np.array([2**63, 0], dtype=np.uint64)).max == 2.0**63
-
-    @given(
-        arrays(np.float32, st.integers(0, 60), elements=st.floats(-1e6, 1e6, width=32) | st.just(math.nan)),
-        st.lists(st.integers(0, 60), max_size=4),
-    )
-    def test_merging_parts_gives_what_the_whole_gives(self, values: np.ndarray, cuts: list[int]) -> None:
-        whole = Statistics.of(values)
-        merged = Statistics()
-        for part in np.split(values, sorted(cuts)):
-            merged = merged.merge(Statistics.of(part))
-        assert (merged.count, merged.nan, merged.infinite) == (whole.count, whole.nan, whole.infinite)
-        assert (merged.min, merged.max) == (whole.min, whole.max)
-        # the deviation is a root: rounding of 1e-16 in the squares shows as 1e-8 of the largest value
-        size = float(np.nanmax(np.abs(values))) if whole.count else 0.0
-        assert merged.mean == pytest.approx(whole.mean, rel=1e-9, abs=1e-9 * size)
-        assert merged.std == pytest.approx(whole.std, rel=1e-6, abs=1e-6 * size)
-
-    def test_a_small_spread_far_from_zero_survives_merging(self) -> None:
-        values = 1e9 + np.arange(1000.0)
-        merged = Statistics.of(values[:10]).merge(Statistics.of(values[10:]))
-        assert merged.std == pytest.approx(values.std(), rel=1e-9)
-
-
 class TestAffine:
     def test_minmax_puts_the_seen_range_onto_zero_to_one(self) -> None:
         made = spec(normalisation="minmax")
@@ -127,6 +80,28 @@ class TestAffine:
         offset, scale = spec(normalisation="standard").affine()
         values = (np.array([2.0, 4.0, 10.0]) - offset[0]) * scale[0]
         np.testing.assert_allclose([values.mean(), values.std()], [0, 1], atol=1e-6)
+
+    def test_robust_gives_zero_median_and_unit_interquartile_range(self) -> None:
+        values = np.random.default_rng(0).exponential(30.0, 10_000)
+        made = FeatureSpec.of(
+            [Feature(name="x", kind="flat", statistics=Statistics.of(values))], normalisation="robust"
+        )
+        offset, scale = made.affine()
+        low, middle, high = np.quantile((values - offset[0]) * scale[0], [0.25, 0.5, 0.75])
+        assert middle == pytest.approx(0.0, abs=0.02)
+        assert high - low == pytest.approx(1.0, rel=0.02)
+
+    def test_robust_scales_by_the_deviation_where_the_middle_half_is_one_value(self) -> None:
+        features = [
+            Feature(name="equal", kind="flat", statistics=Statistics.of([3.0] * 9)),
+            Feature(name="mostly", kind="flat", statistics=Statistics.of([0.0] * 9 + [10.0])),
+        ]
+        offset, scale = FeatureSpec.of(features, normalisation="robust").affine()
+        assert (offset[0], scale[0]) == (3.0, 1.0)
+        assert (offset[1], scale[1]) == (0.0, pytest.approx(1 / 3))
+        old = Feature(name="x", kind="flat", statistics=Statistics(count=2, min=0.0, max=1.0))
+        with pytest.raises(FeatureError, match="no quantiles to normalise by"):
+            FeatureSpec.of([old], normalisation="robust").affine()
 
     def test_all_columns_of_a_jagged_branch_are_scaled_alike(self) -> None:
         offset, scale = spec().affine()
