@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlaas_ray.core.errors import FileMissingError, FileUnreadableError, JobError
+from mlaas_ray.streaming.source import Source
+from mlaas_ray.streaming.sources import Files, find_sources
+
+Serve = Callable[[Path], str]
+
+DEAD = "root://127.0.0.1:1/"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.root", "a.root", "sub/c.root", "notes.md", ".hidden/d.root"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def paths(files: Files, *redirectors: str) -> list[str]:
+    return [source.path for source in find_sources(files, redirectors=redirectors)]
+
+
+def test_a_path_is_made_absolute_and_its_size_is_known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "a.root").write_bytes(bytes(12))
+    monkeypatch.chdir(folder)
+    assert find_sources("a.root") == [Source(str(folder / "a.root"), size=12)]
+
+
+def test_a_glob_is_sorted_and_a_list_keeps_its_order(folder: Path) -> None:
+    assert paths(f"{folder}/*.root") == [str(folder / "a.root"), str(folder / "b.root")]
+    assert paths([folder / "b.root", folder / "a.root"]) == [str(folder / "b.root"), str(folder / "a.root")]
+
+
+def test_a_glob_gives_files_and_only_where_there_are_none_the_folders(folder: Path) -> None:
+    (folder / "c.root").mkdir()
+    assert paths(f"{folder}/*.root") == [str(folder / "a.root"), str(folder / "b.root")]
+    assert paths(f"{folder}/s*") == [str(folder / "sub/c.root")]
+
+
+def test_a_folder_gives_every_root_file_below_it(folder: Path) -> None:
+    assert paths(folder) == [str(folder / name) for name in ("a.root", "b.root", "sub/c.root")]
+
+
+@pytest.mark.parametrize(
+    ("inside", "data"),
+    [
+        (("1.parquet", "0.parquet", "features.json"), ["0.parquet", "1.parquet"]),
+        (("a.csv", "b.csv.gz", "README"), ["a.csv", "b.csv.gz"]),
+        (("a.jsonl.zst", "settings.json"), ["a.jsonl.zst"]),
+        (("a.json", "b.json.bz2"), ["b.json.bz2"]),
+        (("a.json", "b.json"), ["a.json", "b.json"]),
+    ],
+)
+def test_a_folder_gives_what_is_inside(tmp_path: Path, inside: tuple[str, ...], data: list[str]) -> None:
+    for name in inside:
+        (tmp_path / name).touch()
+    assert paths(tmp_path) == [str(tmp_path / name) for name in data]
+
+
+def test_a_folder_of_several_formats_is_refused(folder: Path) -> None:
+    (folder / "d.parquet").touch()
+    with pytest.raises(JobError, match=r"holds ROOT \(c.root\) and Parquet \(d.parquet\).*FOLDER/\*.root"):
+        find_sources(folder)
+
+
+def test_a_text_file_names_one_file_a_line(folder: Path) -> None:
+    listing = folder / "files.txt"
+    listing.write_text(
+        f"# samples\n{folder}/b.root\n\n{folder}/sub/*.root  # all\nroot://host//store/x.root\n"
+    )
+    assert paths(listing) == [
+        str(folder / "b.root"),
+        str(folder / "sub/c.root"),
+        "root://host//store/x.root",
+    ]
+
+
+def test_a_list_that_names_itself_is_refused(folder: Path) -> None:
+    (folder / "files.txt").write_text(f"{folder}/a.root\n{folder}/files.txt\n")
+    with pytest.raises(JobError, match="names itself"):
+        find_sources(folder / "files.txt")
+
+
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(folder: Path) -> None:
+    (folder / "run[1].root").touch()
+    assert paths(folder / "run[1].root") == [str(folder / "run[1].root")]
+
+
+@pytest.mark.parametrize("name", ["none.root", "none*.root", "empty"])
+def test_what_matches_nothing_is_named(folder: Path, name: str) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(FileMissingError, match=name.replace("*", r"\*")):
+        find_sources(folder / name)
+
+
+def test_a_file_named_twice_is_refused_since_its_events_would_count_twice(folder: Path) -> None:
+    with pytest.raises(JobError, match="2 times"):
+        find_sources([folder / "a.root", f"{folder}/*.root"])
+    with pytest.raises(JobError, match=r"/store/a.root is named 2 times"):
+        find_sources(
+            ["/store/a.root", "root://two//store/a.root"], redirectors=["root://one/", "root://two/"]
+        )
+
+
+def test_web_addresses_are_taken_as_they_are_and_cannot_be_patterns() -> None:
+    assert find_sources("https://host/a.root?v=*") == [Source("https://host/a.root?v=*")]
+    with pytest.raises(JobError, match="web servers list no folders"):
+        find_sources("https://host/*.root")
+
+
+def test_a_logical_name_is_read_from_the_first_redirector_and_alternatively_from_the_others() -> None:
+    redirectors = ["root://one/", "root://two:1094", "three"]
+    one, two, three = (
+        "root://one//store/a.root",
+        "root://two:1094//store/a.root",
+        "root://three//store/a.root",
+    )
+    assert find_sources("/store/a.root", redirectors=redirectors) == [Source(one, (two, three))]
+    assert find_sources(two, redirectors=redirectors) == [Source(two, (one, three))]
+
+
+def test_only_logical_names_of_a_redirector_have_alternatives() -> None:
+    """Another server's path, or another folder of this one, may be another file elsewhere."""
+    for url in ("root://other//store/a.root", "root://one//eos/a.root"):
+        assert find_sources(url, redirectors=["root://one/", "root://two/"]) == [Source(url)]
+
+
+def test_a_logical_name_without_redirectors_says_what_is_missing() -> None:
+    with pytest.raises(FileMissingError, match=r"no such file: /store/a.root. .*reading.redirectors"):
+        find_sources("/store/a.root")
+
+
+def test_other_absolute_paths_stay_local() -> None:
+    with pytest.raises(FileMissingError, match=r"no such file: /eos/none/a.root"):
+        find_sources("/eos/none/a.root", redirectors=["root://one/"])
+
+
+@pytest.fixture
+def federation(tmp_path: Path, xrootd_server: Serve) -> str:
+    """A server with ``/store/d/{a,b}.root``, ``/store/d/e/c.root`` and ``/top.root``."""
+    for name, size in {"d/a.root": 10, "d/b.root": 20, "d/e/c.root": 30, "../top.root": 40}.items():
+        path = tmp_path / "store" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(size))
+    return xrootd_server(tmp_path)
+
+
+@pytest.mark.xrootd
+def test_a_servers_globs_and_folders_are_listed_with_sizes(federation: str) -> None:
+    a, b, c = (
+        Source(f"{federation}/store/{name}.root", size=size)
+        for name, size in (("d/a", 10), ("d/b", 20), ("d/e/c", 30))
+    )
+    assert find_sources(f"{federation}/store/d/*.root") == [a, b]
+    assert find_sources(f"{federation}/s*/d/[ab].root") == [a, b]
+    assert find_sources(f"{federation}/store/*/*/*.root") == [c]
+    assert find_sources(f"{federation}/store/**/*.root") == [a, b, c]
+    assert find_sources(f"{federation}/store/*") == [a, b, c]
+    assert find_sources(f"{federation}/store/d") == [a, b, c]
+    assert find_sources(f"{federation}/t*.root") == [Source(f"{federation}/top.root", size=40)]
+
+
+@pytest.mark.xrootd
+@pytest.mark.parametrize("name", ["store/d/*.txt", "none/*.root", "store/none"])
+def test_what_a_server_does_not_have_is_named(federation: str, name: str) -> None:
+    with pytest.raises(FileMissingError, match=name.replace("*", r"\*")):
+        find_sources(f"{federation}/{name}")
+
+
+@pytest.mark.xrootd
+def test_logical_globs_and_folders_are_listed_by_a_redirector(federation: str) -> None:
+    found = [Source(f"{federation}/store/d/e/c.root", ("root://two//store/d/e/c.root",), size=30)]
+    for name in ("/store/d/e", "/store/d/e/*.root"):
+        assert find_sources(name, redirectors=[federation, "root://two/"]) == found
+
+
+@pytest.mark.xrootd
+@pytest.mark.slow  # a refused connection is reported after 10 s
+def test_a_redirector_that_does_not_answer_is_passed_over_or_named(federation: str) -> None:
+    live, dead = (f"{redirector}/store/d/e/c.root" for redirector in (federation, DEAD))
+    assert find_sources("/store/d/e", redirectors=[DEAD, federation]) == [Source(live, (dead,), size=30)]
+    with pytest.raises(FileUnreadableError, match=r"cannot list root://127.0.0.1:1//store/\*.root"):
+        find_sources(f"{DEAD}/store/*.root")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket with ``d/{a,b}.root`` on an S3 server of one's own."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        system = fsspec.filesystem("s3", skip_instance_cache=True)
+        system.mkdir("data")
+        system.pipe({"data/d/a.root": bytes(10), "data/d/b.root": bytes(20), "data/notes.md": b"-"})
+        yield "s3://data"
+        server.stop()
+
+
+def test_a_buckets_globs_and_folders_are_listed_with_sizes(bucket: str) -> None:
+    both = [Source("s3://data/d/a.root", size=10), Source("s3://data/d/b.root", size=20)]
+    assert find_sources(f"{bucket}/d/*.root") == both
+    assert find_sources(f"{bucket}/d") == both
+    assert find_sources(bucket) == both
+    with pytest.raises(FileMissingError, match="no such file: s3://data/none"):
+        find_sources(f"{bucket}/none")
+    with pytest.raises(FileMissingError, match="s3://nowhere"):
+        find_sources("s3://nowhere/d/*.root")
