@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from mlaas_ray.cli.inspect import inspect
+from mlaas_ray.cli.materialize import materialize
 from mlaas_ray.cli.models import models_app
 from mlaas_ray.cli.output import Version
 from mlaas_ray.cli.predict import predict
@@ -28,6 +29,7 @@ def mlaas(version: Version = False) -> None:
     ROOT files, wherever they are, to a trained model, to predictions over HTTP:
 
         [bold]mlaas inspect[/] data/*.root       what is in the files
+        [bold]mlaas materialize[/] job.yaml -o DIR   keep what a job selects
         [bold]mlaas train[/] job.yaml            stream them, train, publish
         [bold]mlaas serve[/]                     answer predictions
         [bold]mlaas predict[/] NAME --event …    ask for one
@@ -37,6 +39,7 @@ def mlaas(version: Version = False) -> None:
 
 
 app.command("inspect")(inspect)
+app.command("materialize")(materialize)
 app.command("train")(train)
 app.command("serve")(serve)
 app.add_typer(models_app, name="models")

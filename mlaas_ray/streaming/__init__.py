@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, first_pass
+    from mlaas_ray.streaming.materialized import identifiers, materialize
     from mlaas_ray.streaming.read import new_record, plan_reader, read_events, read_root
     from mlaas_ray.streaming.reading import block_schema
     from mlaas_ray.streaming.record import Record
@@ -24,6 +25,8 @@ __all__ = [
     "ScannedFile",
     "block_schema",
     "first_pass",
+    "identifiers",
+    "materialize",
     "new_record",
     "plan_reader",
     "read_events",
@@ -43,6 +46,8 @@ _MODULES = {
     "ScannedFile": "first_pass",
     "block_schema": "reading",
     "first_pass": "first_pass",
+    "identifiers": "materialized",
+    "materialize": "materialized",
     "new_record": "read",
     "plan_reader": "read",
     "read_events": "read",

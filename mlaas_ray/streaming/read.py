@@ -125,7 +125,7 @@ def read_events(
     """
     if record is None and (reading or ReadingSettings()).bad_files.policy == "skip":
         record = new_record(found, reading)
-    reader = _reader(found, reading, seed, record)
+    reader = event_reader(found, reading=reading, seed=seed, record=record)
     plan = Plan(
         extents=tuple(Extent(file.dataset, file.boundaries) for file in found.files),
         row_bytes=row_bytes(found.features.width),
@@ -154,7 +154,7 @@ def plan_reader(
     record: Record | None = None,
 ) -> PlanReader:
     """Return what reads the rows of :func:`read_events` in plan mode; same arguments."""
-    return PlanReader(_reader(found, reading, seed, record))
+    return PlanReader(event_reader(found, reading=reading, seed=seed, record=record))
 
 
 def new_record(found: FirstPass, reading: ReadingSettings | None = None) -> Record:
@@ -172,9 +172,14 @@ def _recorded(found: FirstPass, path: str, dataset: int, entries: int, reason: s
     return RecordedFile(path, found.samples[dataset].name, entries, reason)
 
 
-def _reader(
-    found: FirstPass, reading: ReadingSettings | None, seed: int, record: Record | None
+def event_reader(
+    found: FirstPass,
+    *,
+    seed: int = 0,
+    reading: ReadingSettings | None = None,
+    record: Record | None = None,
 ) -> Reader:
+    """Return what reads blocks of a first pass's files; arguments as of :func:`read_events`."""
     spec = found.features
     # Statistics are not needed to read, and every reader has a copy.
     bare = tuple(feature.model_copy(update={"statistics": None}) for feature in spec.features)

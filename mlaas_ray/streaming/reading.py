@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mlaas_ray.core.columns import Column, Jagged
+from mlaas_ray.core.columns import Column, Columns, Jagged
 from mlaas_ray.core.errors import DataError, FileUnreadableError
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.location import locate
@@ -112,8 +112,13 @@ class Reader:
         Raises:
             DataError: Naming the file, tree and branch that cannot be read, where that is not skipped.
         """
+        for block, parts in self.parts(blocks):
+            yield self._table(block, parts)
+
+    def parts(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, list[Part]]]:
+        """Read the pieces of blocks, without making rows of them; see :meth:`tables`."""
         waiting: list[Block] = []
-        parts: list[_Part] = []
+        parts: list[Part] = []
         jobs = self._jobs(blocks, waiting)
         for job, fetched in ahead(
             jobs,
@@ -125,7 +130,8 @@ class Reader:
             if job.piece is not None:
                 parts.append(job.decoded(fetched))
             if job.last:
-                yield self._table(waiting.pop(0), parts)
+                self._refuse(parts)
+                yield waiting.pop(0), parts
                 parts = []
 
     def _jobs(self, blocks: Iterable[Block], waiting: list[Block]) -> Iterator[_Job]:
@@ -142,12 +148,11 @@ class Reader:
     def _skips(self) -> bool:
         return self.settings.bad_files.policy == "skip"
 
-    def _table(self, block: Block, parts: Sequence[_Part]) -> pa.Table:
+    def _table(self, block: Block, parts: Sequence[Part]) -> pa.Table:
         """Put the events of a block's parts into one table, and write down what became of them."""
         begun = time.perf_counter()
         parts = list(parts)
         while True:
-            self._refuse(parts)
             events = [part.kept for part in parts]
             order = row_order(self.seed, block.epoch, block.index, sum(events)) if block.shuffle else None
             rows = POOL.take((sum(events), self.features.width), np.float32)
@@ -162,6 +167,7 @@ class Reader:
             parts = [
                 part.refused(reason) if reason else part for part, reason in zip(parts, strange, strict=True)
             ]
+            self._refuse(parts)
         table = self._tabulated(parts, placed, rows)
         if self.record is not None:
             share = (time.perf_counter() - begun) / max(1, len(parts))
@@ -169,14 +175,14 @@ class Reader:
             self.record.note(block.reading, block.epoch, block.index, notes)
         return table
 
-    def _refuse(self, parts: Sequence[_Part]) -> None:
+    def _refuse(self, parts: Sequence[Part]) -> None:
         """Raise the first error, unless bad files are skipped."""
         for part in parts:
             if part.error is not None and not self._skips:
                 raise part.error
 
     def _tabulated(
-        self, parts: Sequence[_Part], placed: Sequence[Places], rows: npt.NDArray[np.float32]
+        self, parts: Sequence[Part], placed: Sequence[Places], rows: npt.NDArray[np.float32]
     ) -> pa.Table:
         events = len(rows)
         entry = np.empty(events, np.int64)
@@ -237,7 +243,7 @@ class _Job:
         except DataError as error:
             return error
 
-    def decoded(self, fetched: Any) -> _Part:
+    def decoded(self, fetched: Any) -> Part:
         """Decode and prepare what was fetched."""
         assert self.piece is not None
         begun = time.perf_counter()
@@ -248,11 +254,11 @@ class _Job:
             columns = dict(events.decode(content))
             columns |= {branch.name: _filled(branch, self.piece.entries) for branch in self._file.missing}
             prepared, keep = prepare(columns, self.reader.features)
-            part = _Part(self.piece, columns=prepared)
+            part = Part(self.piece, columns, prepared)
             part.choose(keep, self._chosen(columns))
             return part.spent(getattr(content, "nbytes", 0), time.perf_counter() - begun)
         except DataError as error:
-            return _Part(self.piece).failed(error, lost=not self.opened)
+            return Part(self.piece).failed(error, lost=not self.opened)
 
     def _chosen(self, columns: dict[str, Column]) -> Mask | None:
         """Tell which events belong to the block's part of the split; None for all."""
@@ -268,11 +274,22 @@ class _Job:
 
 
 @dataclass
-class _Part:
-    """A piece that was read (or not): its columns, and which of its entries are events of the block."""
+class Part:
+    """A piece that was read (or not).
+
+    Attributes:
+        piece: Its entries.
+        columns: The branches as they were read.
+        prepared: The branches that the features want, after definitions and object rules.
+        mask: Which entries are events of the block; None for all.
+        kept: How many.
+        error: Why it could not be read.
+        note: For the record.
+    """
 
     piece: Piece
-    columns: dict[str, Column] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
+    prepared: Columns = field(default_factory=dict)
     mask: Mask | None = None
     kept: int = 0
     error: DataError | None = None
@@ -289,13 +306,13 @@ class _Part:
         self.kept = entries if self.mask is None else int(self.mask.sum())
         self.note = replace(self.note, read=self.kept, cut=own - self.kept, elsewhere=entries - own)
 
-    def spent(self, size: int, seconds: float) -> _Part:
+    def spent(self, size: int, seconds: float) -> Part:
         self.note = replace(self.note, bytes=size, seconds=seconds)
         return self
 
-    def failed(self, error: DataError, *, lost: bool = False) -> _Part:
+    def failed(self, error: DataError, *, lost: bool = False) -> Part:
         """Turn into a part without events."""
-        self.error, self.columns, self.mask, self.kept = error, {}, None, 0
+        self.error, self.columns, self.prepared, self.mask, self.kept = error, {}, {}, None, 0
         self.note = PieceRecord(
             self.piece.file,
             self.piece.entries,
@@ -305,7 +322,7 @@ class _Part:
         )
         return self
 
-    def refused(self, reason: str) -> _Part:
+    def refused(self, reason: str) -> Part:
         return self.failed(FileUnreadableError(reason, "The file may be damaged: copy it again"))
 
     def scattered(
@@ -318,7 +335,7 @@ class _Part:
         """Write the events to their rows; return what is wrong with their values, if anything."""
         if self.kept == 0:
             return ""
-        outside = scatter(self.columns, features, rows, places, bounds=bounds)
+        outside = scatter(self.prepared, features, rows, places, bounds=bounds)
         if outside is None or not outside.any():
             return ""
         worst = int(np.argmax(outside))
@@ -329,7 +346,7 @@ class _Part:
         )
 
 
-def _places(parts: Sequence[_Part], order: Places | None) -> Iterator[Places]:
+def _places(parts: Sequence[Part], order: Places | None) -> Iterator[Places]:
     """Give each part the rows of its entries ``(entries,)``, -1 for those that are no events of the block."""
     position = 0
     for part in parts:

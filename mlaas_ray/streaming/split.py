@@ -30,7 +30,14 @@ def entry_numbers(uuid: str, start: int, stop: int, seed: int) -> npt.NDArray[np
     Returns:
         ``(stop - start,)`` in [0, 1).
     """
-    return _unit(np.arange(start, stop, dtype=np.uint64) + _key(f"{uuid}/{seed}"))
+    return identifier_numbers(entry_identifiers(uuid, start, stop), seed)
+
+
+def entry_identifiers(
+    uuid: str, start: int, stop: int
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """Return what identifies entries that have no identifiers of their own: their file, as a number, and themselves."""
+    return np.full(stop - start, _key(uuid)), np.arange(start, stop, dtype=np.int64)
 
 
 def identifier_numbers(identifiers: Sequence[npt.NDArray[np.generic]], seed: int) -> npt.NDArray[np.float64]:

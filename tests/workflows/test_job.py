@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from mlaas_ray.core.errors import InvalidNameError, JobError, LabelError
+from mlaas_ray.streaming.settings import Cache
 from mlaas_ray.workflows import Job
 from mlaas_ray.core.inputs import ObjectSettings
 from mlaas_ray.workflows.job import DatasetSettings, PublishSettings
@@ -138,7 +139,10 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object
     nested = {"datasets": (DatasetSettings, "NAME."), "objects": (ObjectSettings, "NAME.")}
     for name, field in model.model_fields.items():
         inner, step = nested.get(name, (field.annotation, ""))
-        inner = PublishSettings if name == "publish" else inner
+        inner = {"publish": PublishSettings, "cache": Cache}.get(name, inner)
+        if name == "define":
+            yield f"{prefix}define.NAME", ""
+            continue
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from keys(inner, f"{prefix}{name}.{step}")
         else:

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import pyarrow as pa
+import pytest
+import uproot
+
+from mlaas_ray.core.errors import DataError, FileUnreadableError
+from mlaas_ray.core.inputs import Inputs
+from mlaas_ray.streaming import (
+    FirstPass,
+    ReadingSettings,
+    Sample,
+    first_pass,
+    new_record,
+    plan_reader,
+    read_events,
+)
+from tests.streaming.conftest import damage
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+SKIP = ReadingSettings.of({"bad_files": {"policy": "skip", "max_fraction": 0.5}}, "test")
+
+
+def table_of(dataset: Any) -> pa.Table:
+    """Return a dataset's blocks in the order in which they were planned."""
+    dataset.context.execution_options.preserve_order = True
+    return pa.concat_tables(list(dataset.iter_batches(batch_size=None, batch_format="pyarrow")))
+
+
+def read(found: FirstPass, **options: Any) -> pa.Table:
+    return table_of(read_events(found, **options))
+
+
+def events_of(table: pa.Table) -> set[tuple[int, int]]:
+    pairs = list(zip(table["file"].to_pylist(), table["entry"].to_pylist(), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    return set(pairs)
+
+
+@pytest.fixture
+def two(write_tree) -> list[Sample]:
+    """Two samples of several clusters."""
+    return [
+        Sample(write_tree("s.root", events=3_000, clusters=6), label=1.0, name="s"),
+        Sample(write_tree("b.root", events=2_000, clusters=4, seed=1), label=0.0, name="b"),
+    ]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_both_modes_give_the_same_events_in_the_same_order(two: list[Sample], shuffle: bool) -> None:
+    found = first_pass(two, Inputs(include=["MET_pt", "Jet_*"], select="MET_pt > 10"))
+    options: dict[str, Any] = {"shuffle": shuffle, "seed": 3, "part": (0.0, 0.7)}
+    rows = read_events(found, mode="plan", **options)
+    blocks = read_events(found, **options)
+    reader = plan_reader(found, seed=3)
+    epochs = []
+    for _ in range(2):
+        plan = list(rows.iter_batches(batch_size=None, batch_format="pyarrow"))
+        planned = pa.concat_tables(list(reader.tables(plan)))
+        assert planned.equals(table_of(blocks))
+        epochs.append(planned)
+    assert events_of(epochs[0]) == events_of(epochs[1])
+    assert epochs[0].equals(epochs[1]) is not shuffle
+
+
+def test_every_block_mixes_the_samples_and_shuffles_their_events(two: list[Sample]) -> None:
+    found = first_pass(two, Inputs(include=["MET_pt"]))
+    dataset = read_events(found, shuffle=True, seed=1)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+        assert 0.4 < batch["y"].mean() < 0.8
+        np.testing.assert_array_equal(batch["y"], 1.0 - batch["dataset"])
+        changes = (np.diff(batch["y"]) != 0).mean()
+        assert changes > 0.3
+
+
+def test_stated_shares_are_kept(two: list[Sample]) -> None:
+    table = read(first_pass(two, Inputs(include=["MET_pt"])), shares={"s": 1, "b": 1}, shuffle=True)
+    assert np.bincount(table["dataset"]).tolist() == [2_000, 2_000]
+
+
+def test_definitions_selection_and_object_rules_reach_the_rows(write_tree) -> None:
+    path = write_tree(events=500)
+    inputs = Inputs.of(
+        {
+            "include": ["HT", "Jet_pt"],
+            "define": {"HT": "sum(Jet_pt, axis=1)"},
+            "select": "MET_pt > 20",
+            "objects": {"Jet": {"length": 2, "where": "Jet_id > 2", "sort_by": "Jet_pt"}},
+        },
+        "test",
+    )
+    table = read(first_pass([Sample(path)], inputs))
+    x = table["x"].combine_chunks().to_numpy_ndarray()
+    with uproot.open(path) as file:
+        arrays = file["Events"].arrays()
+    kept = arrays[arrays.MET_pt > 20]
+    np.testing.assert_allclose(x[:, 0], ak.to_numpy(ak.sum(kept.Jet_pt, axis=1)), rtol=1e-6)
+    jets = ak.sort(kept.Jet_pt[kept.Jet_id > 2], ascending=False)
+    padded = ak.to_numpy(ak.fill_none(ak.pad_none(jets, 2, clip=True), np.nan))
+    np.testing.assert_array_equal(x[:, 1:], padded.astype(np.float32))
+    np.testing.assert_array_equal(table["entry"], np.flatnonzero(ak.to_numpy(arrays.MET_pt) > 20))
+
+
+def test_events_of_a_skim_stay_on_their_side_of_the_split(write_tree, tmp_path: Path) -> None:
+    events = 2_000
+    extra = {"run": np.ones(events, np.int32), "luminosityBlock": np.arange(events, dtype=np.uint32) // 100}
+    path = write_tree(events=events, extra=extra)
+    with uproot.open(path) as file:
+        arrays = file["Events"].arrays(["run", "luminosityBlock", "event", "MET_pt"], library="np")
+    chosen = arrays["MET_pt"] > 30
+    skim = tmp_path / "skim.root"
+    with uproot.recreate(skim) as file:
+        file.mktree("Events", {name: array.dtype for name, array in arrays.items()})
+        file["Events"].extend({name: array[chosen] for name, array in arrays.items()})
+
+    def sides(files: Path) -> set[int]:
+        found = first_pass([Sample(files)], Inputs(include=["event"]))
+        assert found.key == ("run", "luminosityBlock", "event")
+        table = read(found, part=(0.0, 0.5))
+        return set(table["x"].combine_chunks().to_numpy_ndarray()[:, 0].astype(int).tolist())
+
+    assert sides(skim) == sides(path) & set(arrays["event"][chosen].tolist())
+
+
+def test_a_branch_that_a_file_lacks_is_filled(write_tree) -> None:
+    full = write_tree("full.root", extra={"x": np.ones(100, np.float32)})
+    bare = write_tree("bare.root", seed=1)
+    reading = ReadingSettings(missing="fill")
+    found = first_pass([Sample([full, bare])], Inputs(include=["MET_pt", "x"]), reading=reading)
+    x = read(found, reading=reading)["x"].combine_chunks().to_numpy_ndarray()
+    assert (x[:100, 1] == 1).all()
+    assert np.isnan(x[100:, 1]).all()
+    assert not np.isnan(x[:, 0]).any()
+
+
+def test_a_file_that_was_replaced_is_refused(write_tree) -> None:
+    path = write_tree(events=100)
+    found = first_pass([Sample(path)], Inputs(include=["MET_pt"]))
+    write_tree(events=100, seed=9)
+    with pytest.raises(FileUnreadableError, match="not the file that the first pass saw"):
+        read(found)
+
+
+def test_what_cannot_be_read_is_skipped_and_recorded(write_tree) -> None:
+    good, bad = write_tree("good.root", events=400), write_tree("bad.root", events=400, seed=1)
+    found = first_pass([Sample([good, bad])], Inputs(include=["MET_pt"]))
+    damage(bad, "MET_pt")
+    record = new_record(found, SKIP)
+    table = read(found, reading=SKIP, record=record)
+    document = record.document()
+    fates = {Path(row["path"]).name: row for row in document["readings"][0]["files"]}
+    assert fates["good.root"]["read"] == 400
+    assert fates["bad.root"]["skipped"] == 400 - fates["bad.root"]["read"] > 0
+    assert "branch 'MET_pt'" in fates["bad.root"]["reasons"][0]
+    assert len(events_of(table)) == document["total"]["read"]
+    assert document["total"]["not_reached"] == 0
+    with pytest.raises(DataError, match=r"bad\.root.*branch 'MET_pt'"):
+        read(found)
+
+
+def test_a_value_outside_what_the_first_pass_saw_is_not_trained_on(write_tree) -> None:
+    path = write_tree(events=1_000, clusters=2)
+    found = first_pass([Sample(path)], Inputs(include=["MET_pt"]))
+    content = bytearray(path.read_bytes())
+    with uproot.open(path) as file:
+        branch = file["Events"]["MET_pt"]
+        assert branch.compression is None or branch.compression.level == 0 or True
+        seek = branch.member("fBasketSeek")[0]
+    with uproot.open(path) as file:
+        first = file["Events"]["MET_pt"].array(library="np")[0]
+    position = bytes(content).find(np.array(first, ">f4").tobytes(), seek)
+    if position < 0:
+        pytest.skip("this uproot compresses what it writes by default")
+    content[position : position + 4] = np.array(1e30, ">f4").tobytes()
+    path.write_bytes(content)
+    with pytest.raises(FileUnreadableError, match=r"MET_pt.*outside the range"):
+        read(found)
+
+
+def test_the_record_of_an_undisturbed_reading(two: list[Sample]) -> None:
+    found = first_pass(two, Inputs(include=["MET_pt"], select="MET_pt > 10"))
+    record = new_record(found)
+    read(found, part=(0.0, 0.5), record=record)
+    total = record.document()["total"]
+    assert total["planned"] == 5_000 == total["read"] + total["cut"] + total["elsewhere"]
+    assert min(total["read"], total["cut"], total["elsewhere"]) > 500
+    assert total["bytes"] > 5_000
+    assert total["seconds"] > 0
