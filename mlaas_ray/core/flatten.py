@@ -47,7 +47,7 @@ def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = Non
     offsets: npt.NDArray[np.int64] | None = None
     for feature in spec.features:
         start = spec.starts[feature.name]
-        column = _column(arrays[feature.name], feature)
+        column = as_column(arrays[feature.name], feature)
         if len(column) != events:
             first = spec.features[0].name
             raise FeatureError(
@@ -127,7 +127,7 @@ def _number(value: Any, name: str) -> float:
     raise EventError(f"{name!r}: {value!r} is not a number", "Send numbers, or null for no value")
 
 
-def _column(values: Any, feature: Feature) -> Column:
+def as_column(values: Any, feature: Feature) -> Column:
     """Return the values of a feature's branch as the column that its kind says.
 
     Raises:
