@@ -213,8 +213,9 @@ class GridSpec(FeatureSpec):
         """Return ``offset`` and ``scale``, each ``(features,)``: normalised = (x - offset) * scale.
 
         Scalars are scaled as in a vector. An image has one scale and no offset, so that an empty cell
-        stays 0: it is divided by the largest weight of an object (``minmax``) or by the weights' root mean
-        square (``standard``, ``robust``); one that counts is left as it is.
+        stays 0: it is divided by the size of an object's weight, that is the largest (``minmax``), the root
+        mean square (``standard``), or the larger of the quartiles (``robust``). One that counts is left as
+        it is.
         """
         offset = np.zeros(self.width, np.float32)
         scale = np.ones(self.width, np.float32)
@@ -233,4 +234,9 @@ def _size(seen: Statistics | None, normalisation: str) -> float:
     """Return how large the weights are; 0 when none was seen."""
     if seen is None or seen.min is None or seen.max is None:
         return 0.0
-    return max(-seen.min, seen.max) if normalisation == "minmax" else float(np.hypot(seen.mean, seen.std))
+    if normalisation == "minmax":
+        return max(-seen.min, seen.max)
+    root_mean_square = float(np.hypot(seen.mean, seen.std))
+    if normalisation == "standard" or not seen.quantiles:
+        return root_mean_square
+    return max(abs(seen.quantiles[0.25]), abs(seen.quantiles[0.75])) or root_mean_square

@@ -178,13 +178,16 @@ def planes_of(columns: Mapping[str, Any], spec: GridSpec, events: int) -> Iterat
 def _objects(values: Any, feature: Feature) -> tuple[Whole, Doubles]:
     """Return offsets and values of a branch of any kind: a flat one has one object an event."""
     column = values if isinstance(values, Jagged) else from_awkward(values, feature.name)
+    kinds = (
+        {"jagged"} if isinstance(column, Jagged) else {"flat"} if column.ndim == 1 else {"fixed", "jagged"}
+    )
+    if feature.kind not in kinds:
+        raise FeatureError(
+            f"{feature.name!r} is {min(kinds)} in these events, but {feature.kind} in the FeatureSpec"
+        )
     if isinstance(column, Jagged):
-        if feature.kind != "jagged":
-            raise FeatureError(
-                f"{feature.name!r} is jagged in these events, but {feature.kind} in the FeatureSpec"
-            )
         offsets, content = column.offsets, column.content
     else:
-        length = column.shape[1] if column.ndim == 2 else 1
+        length = 1 if column.ndim == 1 else column.shape[1]
         offsets, content = np.arange(len(column) + 1, dtype=np.int64) * length, column.reshape(-1)
     return offsets, np.ascontiguousarray(content, dtype=np.float64)

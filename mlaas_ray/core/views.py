@@ -16,9 +16,9 @@ from mlaas_ray.core.features import Feature
 from mlaas_ray.core.grid import Axis, Channel, GridSpec, View
 from mlaas_ray.core.inputs import ChannelSettings, InputSettings, ViewSettings
 
-# How files join a collection's name and a field's: NanoAOD, Delphes and PHYSLITE, EDM4hep, ROOT's
-# LorentzVector, and plain camel case.
-_JOINTS = ("_", ".", ".position.", ".fCoordinates.f", "")
+# How files join a collection's name and a field's: EDM4hep, ROOT's LorentzVector, NanoAOD, Delphes and
+# PHYSLITE, and plain camel case; the longest first.
+_JOINTS = (".position.", ".fCoordinates.f", "_", ".", "")
 # Beyond it lie the beams, and the -999 of what has no direction.
 _LARGEST_ETA = 5.0
 _HALF_TURN = float(np.pi)

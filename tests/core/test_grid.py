@@ -9,8 +9,12 @@ from mlaas_ray.core.grid import Axis, Channel, GridSpec, View
 
 ETA = Axis(name="eta", bins=4, low=-2.0, high=2.0)
 PHI = Axis(name="phi", bins=3, low=-np.pi, high=np.pi, periodic=True)
-PT = Statistics(count=4, min=5.0, max=200.0, mean=30.0, std=40.0)
-MET = Statistics(count=9, min=10.0, max=30.0, quantiles={0.25: 15.0, 0.5: 20.0, 0.75: 25.0})
+PT = Statistics(
+    count=4, min=5.0, max=200.0, mean=30.0, std=40.0, quantiles={0.25: 10.0, 0.5: 20.0, 0.75: 32.0}
+)
+MET = Statistics(
+    count=9, min=10.0, max=30.0, mean=20.0, std=5.0, quantiles={0.25: 16.0, 0.5: 18.0, 0.75: 26.0}
+)
 
 
 def grid(**changes: object) -> GridSpec:
@@ -65,21 +69,20 @@ def test_json_keeps_it_whole_and_tells_the_representation() -> None:
     ("normalisation", "jets", "met"),
     [
         ("minmax", 1 / 200, (10.0, 1 / 20)),
-        ("standard", 1 / 50, None),
-        ("robust", 1 / 50, None),
+        ("standard", 1 / 50, (20.0, 1 / 5)),
+        ("robust", 1 / 32, (18.0, 1 / 10)),
         ("none", 1.0, (0.0, 1.0)),
     ],
 )
 def test_images_are_scaled_but_never_shifted(
-    normalisation: str, jets: float, met: tuple[float, float] | None
+    normalisation: str, jets: float, met: tuple[float, float]
 ) -> None:
     offset, scale = grid(normalisation=normalisation).affine()
     assert offset.dtype == scale.dtype == np.float32
     assert not offset[1:].any()
     assert set(scale[1:13]) == {np.float32(jets)}
     assert set(scale[13:]) == {np.float32(1.0)}  # a count
-    if met is not None:
-        assert (offset[0], scale[0]) == pytest.approx(met)
+    assert (offset[0], scale[0]) == pytest.approx(met)
 
 
 def test_what_contradicts_itself_is_refused() -> None:
