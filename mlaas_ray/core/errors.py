@@ -46,7 +46,10 @@ class MlaasError(Exception):
 
     def __str__(self) -> str:
         return " ".join(
-            text if text[-1] in ".?!" else f"{text}." for text in (self.message, self.remedy) if text
+            # a caret ends the picture of an expression
+            text if text[-1] in ".?!^" else f"{text}."
+            for text in (self.message, self.remedy)
+            if text
         )
 
     def __reduce__(self) -> tuple[type[MlaasError], tuple[str, str]]:

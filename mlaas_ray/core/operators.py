@@ -1,0 +1,139 @@
+"""Operators of expressions: arithmetic, comparisons and logic of values."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mlaas_ray.core.errors import FeatureError
+from mlaas_ray.core.values import Value, aligned, elementwise, python_number, widened
+
+Operator = Callable[[Value, Value], Value]
+
+
+def arithmetic(function: Callable[[Any, Any], Any]) -> Operator:
+    """Return an operator of numbers."""
+
+    def apply(one: Value, other: Value) -> Value:
+        if one.kind is None and other.kind is None:
+            return Value(_constant(function, one.content, other.content))
+        return elementwise(function, one, other)
+
+    return apply
+
+
+def comparison(function: np.ufunc) -> Operator:
+    """Return a comparison; it is false where one side has no value, also ``!=``."""
+
+    def apply(one: Value, other: Value) -> Value:
+        same, offsets = aligned([one, other])
+        result = function(*(value.content for value in same))
+        for value in same:
+            if value.missing is not None:
+                result = result & ~value.missing
+            elif function is np.not_equal and value.type == "f":
+                result = result & (value.content == value.content)
+        return Value(python_number(result), offsets)
+
+    return apply
+
+
+def logical(function: np.ufunc) -> Operator:
+    """Return an operator of conditions: what is not zero is true, and what is missing false."""
+
+    def apply(one: Value, other: Value) -> Value:
+        same, offsets = aligned([one, other])
+        return Value(python_number(function(*(value.truth for value in same))), offsets)
+
+    return apply
+
+
+def bitwise(function: np.ufunc, of_conditions: np.ufunc) -> Operator:
+    """Return an operator of the bits of whole numbers; with a condition on one side, of conditions."""
+
+    def apply(one: Value, other: Value) -> Value:
+        types = {one.type, other.type}
+        if "f" in types:
+            raise FeatureError(_NEITHER, "Compare first: (x > 1) & (y > 2); a power is written x**2")
+        if "b" in types:
+            return logical(of_conditions)(one, other)
+        same, offsets = aligned([one, other])
+        content = python_number(function(*(widened(value.content) for value in same)))
+        lacking = [value.missing for value in same if value.missing is not None]
+        return Value(content, offsets, np.logical_or.reduce(lacking) if lacking else None)
+
+    return apply
+
+
+_NEITHER = "& | ^ ~ are for conditions and whole numbers"
+
+
+def negated(x: Value) -> Value:
+    """Return ``not x``."""
+    return Value(python_number(np.logical_not(x.truth)), x.offsets)
+
+
+def inverted(x: Value) -> Value:
+    """Return ``~x``: the opposite of a condition, or all bits turned of whole numbers."""
+    if x.type == "f":
+        raise FeatureError(_NEITHER, "Compare first: ~(x > 1)")
+    if x.type == "b":
+        return negated(x)
+    return Value(python_number(np.invert(widened(x.content))), x.offsets, x.missing)
+
+
+def _constant(function: Callable[[Any, Any], Any], one: Any, other: Any) -> Any:
+    """Compute with constants as doubles: Python's own whole numbers grow without end (9**9**9)."""
+    result = np.asarray(function(np.float64(one), np.float64(other))).item()
+    whole = not isinstance(one, float) and not isinstance(other, float) and function is not np.true_divide
+    return int(result) if whole and result.is_integer() and abs(result) < 2**53 else result
+
+
+def _divider(function: np.ufunc) -> Callable[[Any, Any], Any]:
+    def divide(one: Any, other: Any) -> Any:
+        if np.asarray(other).dtype.kind != "f" and not np.all(other):
+            one = np.asarray(one, np.float64)  # numpy's whole numbers divided by zero are 0
+        return function(one, other)
+
+    return divide
+
+
+def _power(one: Any, other: Any) -> Any:
+    if np.asarray(one).dtype.kind != "f" and np.asarray(other).dtype.kind != "f":
+        one = np.asarray(one, np.float64)
+    return one**other
+
+
+BINARY: dict[type[ast.operator], Operator] = {
+    ast.Add: arithmetic(np.add),
+    ast.Sub: arithmetic(np.subtract),
+    ast.Mult: arithmetic(np.multiply),
+    ast.Div: arithmetic(np.true_divide),
+    ast.FloorDiv: arithmetic(_divider(np.floor_divide)),
+    ast.Mod: arithmetic(_divider(np.remainder)),
+    ast.Pow: arithmetic(_power),
+    ast.BitAnd: bitwise(np.bitwise_and, np.logical_and),
+    ast.BitOr: bitwise(np.bitwise_or, np.logical_or),
+    ast.BitXor: bitwise(np.bitwise_xor, np.logical_xor),
+}
+COMPARISONS: dict[type[ast.cmpop], Operator] = {
+    ast.Lt: comparison(np.less),
+    ast.LtE: comparison(np.less_equal),
+    ast.Gt: comparison(np.greater),
+    ast.GtE: comparison(np.greater_equal),
+    ast.Eq: comparison(np.equal),
+    ast.NotEq: comparison(np.not_equal),
+}
+BOOLEAN: dict[type[ast.boolop], Operator] = {
+    ast.And: logical(np.logical_and),
+    ast.Or: logical(np.logical_or),
+}
+UNARY: dict[type[ast.unaryop], Callable[[Value], Value]] = {
+    ast.UAdd: lambda x: x,
+    ast.USub: lambda x: elementwise(np.negative, x),
+    ast.Not: negated,
+    ast.Invert: inverted,
+}
