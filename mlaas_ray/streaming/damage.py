@@ -15,6 +15,8 @@ from mlaas_ray.core.errors import FileMissingError, FileUnreadableError, MlaasEr
 from mlaas_ray.core.location import Protocol, locate
 from mlaas_ray.streaming.xrootd import code, why
 
+REMEDY = "The file may be damaged: copy it again, or leave out the file or the branch"
+
 # What uproot and its decompressors raise on bytes that are not what they should be.
 DAMAGE = (
     OSError,
@@ -65,20 +67,18 @@ def reason_of(error: BaseException, path: str) -> str:
     return why(error).removesuffix(f" in file {path}").removesuffix(f" for file path {path}")
 
 
-def check_header(path: str, size: int) -> None:
-    """Refuse a local file that is not ROOT, or shorter than its header says (ROOT class TFile, fEND).
-
-    uproot would trip over such a file wherever the first missing bytes are.
+def check_header(path: str, head: bytes | memoryview, size: int) -> None:
+    """Refuse a file that is not ROOT, or shorter than its header says (ROOT class TFile, fEND).
 
     Args:
-        path: A local path.
+        path: Its path or URL, for messages.
+        head: Its first 20 bytes, or as many as it has.
         size: Its bytes.
 
     Raises:
         FileUnreadableError: When it is not ROOT, or cut short.
     """
-    with open(path, "rb") as file:
-        head = file.read(20)
+    head = bytes(head)
     if not head.startswith(b"root"):
         raise FileUnreadableError(f"cannot read {path}: it is not a ROOT file", "Give ROOT files")
     large = int.from_bytes(head[4:8], signed=True) >= 1_000_000

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from mlaas_ray.core.columns import Columns, Kind
 from mlaas_ray.core.location import locate
 from mlaas_ray.streaming.damage import naming
+from mlaas_ray.streaming.formats import format_of
 from mlaas_ray.streaming.source import Source
 
 # What becomes of vector<vector<number>>: left out, or its values of an event in one list.
@@ -112,6 +113,10 @@ def open_events(source: Source | str, tree: str | None = None, *, nested: Nested
 
 def _open(source: Source, tree: str | None, nested: Nested) -> Events:
     # Each format imports this module's Branch, and most processes need one format only.
+    if format_of(source.path) not in (None, "ROOT"):
+        from mlaas_ray.streaming.tables import open_table
+
+        return open_table(source)
     from mlaas_ray.streaming.rootfile import open_tree
 
     return open_tree(source, tree, nested)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import uproot
 
 from mlaas_ray.core.errors import FileUnreadableError, TreeMissingError
-from mlaas_ray.core.location import Protocol, locate
-from mlaas_ray.streaming.damage import check_header, naming, refuse_short
+from mlaas_ray.streaming.damage import DAMAGE, check_header, naming, refuse_short
 from mlaas_ray.streaming.events import Events, Nested
+from mlaas_ray.streaming.rntuple import RNTupleEvents
 from mlaas_ray.streaming.source import Source
+from mlaas_ray.streaming.transport import ByteSource, open_bytes
 from mlaas_ray.streaming.ttree import TTreeEvents
-from mlaas_ray.streaming.xrootd import configure_xrootd
+from mlaas_ray.streaming.uproot_source import uproot_source
 
 TTREE = "TTree"
 RNTUPLE = "ROOT::RNTuple"
@@ -24,42 +24,40 @@ _TREES = (TTREE, "TNtuple", "TNtupleD", RNTUPLE, EXPERIMENTAL_RNTUPLE)
 
 def open_tree(source: Source, tree: str | None, nested: Nested) -> Events:
     """Open a TTree or an RNTuple of a ROOT file; for arguments and errors see :func:`.open_events`."""
-    file = open_root(source)
+    data = open_bytes(source)
+    file = open_root(data)
     name, kind = find_tree(file, source.path, tree)
+    if kind == EXPERIMENTAL_RNTUPLE:
+        raise FileUnreadableError(
+            f"cannot read {source.path}, tree {name!r}: it is an experimental RNTuple, written before"
+            " version 1 of the format",
+            "Write it again with ROOT 6.34 or later",
+        )
     with naming(source.path, name):
-        if kind == EXPERIMENTAL_RNTUPLE:
-            raise FileUnreadableError(
-                f"cannot read {source.path}, tree {name!r}: it was written as an experimental RNTuple, before"
-                " version 1 of the format",
-                "Write it again with ROOT 6.34 or later",
-            )
-        if kind == RNTUPLE:
-            raise FileUnreadableError(f"cannot read {source.path}, tree {name!r}: it is an RNTuple")
-        return TTreeEvents(file[name], source.path, nested)
+        found = file[name]
+    return (RNTupleEvents if kind == RNTUPLE else TTreeEvents)(found, name, data, nested)
 
 
-def open_root(source: Source) -> Any:
+def open_root(data: ByteSource) -> Any:
     """Open a ROOT file.
 
     Returns:
         uproot's ReadOnlyDirectory of its top folder.
 
     Raises:
-        FileMissingError: When the file is not there.
-        FileUnreadableError: When it is not ROOT, cut short, or cannot be reached.
+        FileUnreadableError: When it is not ROOT, cut short, or cannot be read.
     """
-    location = locate(source.path)
-    if location.protocol is Protocol.XROOTD:
-        configure_xrootd()
-    with naming(source.path):
-        if location.is_local:
-            check_header(location.path, os.stat(location.path).st_size)
-        # Stock XRootDSource never fails over behind a redirector; fsspec-xrootd does. The caches would keep
-        # decompressed arrays of the last events in memory, which nobody reads twice.
-        handler = uproot.MemmapSource if location.is_local else uproot.source.fsspec.FSSpecSource
-        file = uproot.open({location.path: None}, handler=handler, object_cache=None, array_cache=None)
-        if file.file.source.num_bytes is not None:
-            refuse_short(source.path, file.file.source.num_bytes, file.file.fEND)
+    with naming(data.path):
+        try:
+            # The caches would keep decompressed arrays of the last events, which nobody reads twice.
+            file = uproot.open(
+                {data.path: None}, handler=uproot_source(data), object_cache=None, array_cache=None
+            )
+        except DAMAGE:
+            # uproot trips over a short file wherever the first missing bytes are; its header says it better.
+            check_header(data.path, data.read([(0, min(20, data.size))])[0], data.size)
+            raise
+        refuse_short(data.path, data.size, file.file.fEND)
         return file
 
 

@@ -23,7 +23,9 @@ def open_tree(path: str, tree: str | None = None) -> Any:
 def branch_kinds(tree: Any) -> tuple[dict[str, Kind], dict[str, str]]:
     """Tell which branches can be columns, and the types of those that cannot."""
     events = open_events(tree.file.file_path, tree.object_path.strip("/").partition(";")[0])
-    kinds = {name: branch.kind for name, branch in events.branches.items() if branch.kind != "fixed"}
+    kinds: dict[str, Kind] = {
+        name: branch.kind for name, branch in events.branches.items() if branch.kind != "fixed"
+    }
     fixed = {name: branch.type for name, branch in events.branches.items() if branch.kind == "fixed"}
     return kinds, fixed | dict(events.left_out)
 

@@ -8,32 +8,34 @@ from typing import Any
 
 from mlaas_ray.core.columns import Column, Columns
 from mlaas_ray.core.errors import BranchMissingError, DataError, FileUnreadableError, nearest
-from mlaas_ray.streaming.damage import DAMAGE, naming, reason_of
+from mlaas_ray.streaming.damage import DAMAGE, REMEDY, naming, reason_of
 from mlaas_ray.streaming.events import Branch, Nested
 from mlaas_ray.streaming.leaves import Layout, Leaf, find_leaves
+from mlaas_ray.streaming.transport import ByteSource
 
 
 class TTreeEvents:
     """One TTree of one open file, as :class:`.Events`.
 
     Args:
-        tree: uproot's TTree.
-        path: The file's path or URL, for messages.
+        ttree: uproot's TTree.
+        tree: Its name, with its folders.
+        source: The file's bytes.
         nested: What becomes of lists of lists of numbers.
     """
 
     format = "TTree"
 
-    def __init__(self, tree: Any, path: str, nested: Nested = "leave") -> None:
-        self.path = path
-        self.tree: str = tree.object_path.strip("/").partition(";")[0]
-        self.uuid = str(tree.file.uuid)
-        self.entries = int(tree.num_entries)
-        self.size = int(tree.file.source.num_bytes)
-        self._tree = tree
+    def __init__(self, ttree: Any, tree: str, source: ByteSource, nested: Nested = "leave") -> None:
+        self.path = source.path
+        self.tree = tree
+        self.size = source.size
+        self.uuid = str(ttree.file.uuid)
+        self.entries = int(ttree.num_entries)
+        self._tree = ttree
         self._nested = nested
-        with naming(path, self.tree):
-            self._leaves, self._hidden = find_leaves(tree)
+        with naming(self.path, tree):
+            self._leaves, self._hidden = find_leaves(ttree)
 
     @property
     def branches(self) -> Mapping[str, Branch]:
@@ -96,7 +98,7 @@ class TTreeEvents:
             except DAMAGE as own:
                 return FileUnreadableError(
                     f"{where}, branch {name!r}, entries {start} to {stop}: {reason_of(own, self.path)}",
-                    "The file may be damaged: copy it again, or leave out the file or the branch",
+                    REMEDY,
                 )
         return FileUnreadableError(f"{where}: {reason_of(error, self.path)}", "Try again")
 
