@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,10 @@ import numpy.typing as npt
 from mlaas_ray.core.columns import Column, Jagged, from_awkward
 from mlaas_ray.core.errors import EventError, FeatureError, nearest
 from mlaas_ray.core.features import Feature, FeatureSpec
+from mlaas_ray.core.prepare import prepare
+from mlaas_ray.core.sent import columns_of, is_list, number
+from mlaas_ray.core.grid import GridSpec
+from mlaas_ray.core.rasterise import rasterise
 
 Rows = npt.NDArray[np.float32]
 
@@ -20,7 +23,8 @@ Rows = npt.NDArray[np.float32]
 def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = None) -> Rows:
     """Put the arrays of some events into the columns of a spec.
 
-    Values beyond a jagged branch's length are left out; slots without a value are NaN.
+    Values beyond a jagged branch's length are left out; slots without a value are NaN. The images of a
+    GridSpec are drawn by :func:`mlaas_ray.core.rasterise`.
 
     Args:
         arrays: By branch name: a column, or an awkward array: ``(events,)``, ``(events, length)`` or
@@ -42,6 +46,9 @@ def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = Non
         out = np.empty((events, spec.width), dtype=np.float32)
     elif out.shape != (events, spec.width) or out.dtype != np.float32 or not out.flags.c_contiguous:
         raise FeatureError(f"out must be C-contiguous float32 of shape ({events}, {spec.width})")
+    if isinstance(spec, GridSpec):
+        rasterise(arrays, spec, out)
+        return out
     out.fill(np.nan)
     cells = out.reshape(-1)
     offsets: npt.NDArray[np.int64] | None = None
@@ -75,7 +82,9 @@ def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = Non
 def flatten_events(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Rows:
     """Put events as a program sends them, ``{"MET_pt": 31.2, "Jet_pt": [52.1, 33.0]}``, into rows.
 
-    A branch that is left out, or None, has no value. Objects beyond a branch's length are left out.
+    They are the file's branches, ``spec.raw``: what is defined of them is computed, and objects are kept and
+    sorted as in training. A branch that is left out, or None, has no value. Objects beyond a branch's length
+    are left out, and ``spec.select`` is not applied.
 
     Returns:
         ``(events, features)`` float32, the same as :func:`flatten` gives for the same values.
@@ -84,6 +93,13 @@ def flatten_events(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Ro
         EventError: For a branch the spec does not know, a list where one value is due or the reverse, and
             values that are not numbers.
     """
+    if spec.is_prepared or spec.representation != "vector":
+        return _prepared_rows(events, spec)
+    if isinstance(spec, GridSpec):
+        try:
+            return flatten(_columns(events, spec), spec)
+        except FeatureError as error:  # such as positions without weights
+            raise EventError(error.message, error.remedy) from None
     rows = np.full((len(events), spec.width), np.nan, dtype=np.float32)
     for row, event in zip(rows, events, strict=True):
         for name, value in event.items():
@@ -95,36 +111,74 @@ def flatten_events(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Ro
     return rows
 
 
+def _columns(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> dict[str, Column]:
+    """Gather the branches of events as a program sends them; all objects are kept.
+
+    Raises:
+        EventError: As in :func:`flatten_events`.
+    """
+    strange = next((name for event in events for name in event if name not in spec.by_name), None)
+    if strange is not None:
+        raise EventError(f"the model knows no branch {strange!r}", nearest(strange, spec.by_name))
+    columns: dict[str, Column] = {}
+    for feature in spec.features:
+        values = [event.get(feature.name) for event in events]
+        if feature.kind == "jagged":
+            longest = [_row(feature.model_copy(update={"length": _many(value)}), value) for value in values]
+            offsets = np.concatenate([[0], np.cumsum([len(row) for row in longest])]).astype(np.int64)
+            columns[feature.name] = Jagged(offsets, np.concatenate([np.empty(0, np.float32), *longest]))
+        else:
+            rows = np.array([_row(feature, value) for value in values], np.float32)
+            columns[feature.name] = rows.reshape((-1,) if feature.kind == "flat" else (-1, feature.length))
+    return columns
+
+
+def _many(value: Any) -> int:
+    """Return how many values a list has; of what is no list, which :func:`_fill` refuses, none."""
+    return len(value) if _is_list(value) else 0
+
+
+def _row(feature: Feature, value: Any) -> Rows:
+    """Return the values of one branch of one event ``(length,)``."""
+    row = np.full(feature.length, np.nan, np.float32)
+    if value is not None:
+        _fill(row, 0, feature, value)
+    return row
+
+
+def _prepared_rows(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Rows:
+    """Put events into rows the way of training: as columns, prepared, then flattened or drawn."""
+    if not events:
+        return np.empty((0, spec.width), dtype=np.float32)
+    try:
+        columns, _ = prepare(columns_of(events, spec), spec, select=False)
+        if spec.representation == "vector":
+            return flatten(columns, spec)
+        from mlaas_ray.core.rasterise import GridSpec, rasterise  # grids are made of this module's words
+
+        assert isinstance(spec, GridSpec)
+        rows = np.empty((len(events), spec.width), dtype=np.float32)
+        rasterise(columns, spec, rows)
+        return rows
+    except FeatureError as error:  # here it is the events that do not fit, such as 3 Jet_pt and 2 Jet_eta
+        raise EventError(error.message, error.remedy) from None
+
+
 def _fill(row: Rows, start: int, feature: Feature, value: Any) -> None:
     """Put the value or values of one branch into its columns of one row ``(features,)``."""
     name = feature.name
     if feature.kind == "flat":
-        row[start] = _number(value, name)
+        row[start] = number(value, name)
         return
-    if not _is_list(value):
+    if not is_list(value):
         raise EventError(f"{name!r} is {feature.kind}, but {value!r} is no list", f'Send "{name}": [{value}]')
+    if feature.kind == "fixed" and len(value) != feature.length:
+        raise EventError(
+            f"{name!r} has {feature.length} values an event, but {len(value)} were sent", "Send all"
+        )
     for slot in range(min(len(value), feature.length)):
         item = value[slot]
-        row[start + slot] = np.nan if item is None else _number(item, name)
-
-
-def _is_list(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.ndim == 1
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def _number(value: Any, name: str) -> float:
-    if type(value) is float:  # nearly always, and quicker to tell
-        return value
-    if isinstance(value, bool | int | float | np.integer | np.floating | np.bool_):
-        try:
-            return float(value)
-        except OverflowError:  # an integer of more than 308 digits
-            return math.inf if value > 0 else -math.inf
-    if _is_list(value):
-        raise EventError(f"{name!r} has one value an event, but a list was sent", f'Send "{name}": number')
-    raise EventError(f"{name!r}: {value!r} is not a number", "Send numbers, or null for no value")
+        row[start + slot] = np.nan if item is None else number(item, name)
 
 
 def as_column(values: Any, feature: Feature) -> Column:

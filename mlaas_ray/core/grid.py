@@ -48,8 +48,9 @@ class Axis(BaseModel):
         """Edges of the bins ``(bins + 1,)``."""
         return np.linspace(self.low, self.high, self.bins + 1)
 
-    def index(self, values: Doubles) -> Whole:
+    def index(self, values: npt.NDArray[Any]) -> Whole:
         """Return the bin of each value; -1 for those outside, and for NaN."""
+        values = values.astype(np.float64)
         if self.periodic:
             with np.errstate(invalid="ignore"):  # infinity has no place on a circle
                 turned = values - np.floor((values - self.low) / (self.high - self.low)) * (

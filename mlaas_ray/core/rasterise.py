@@ -15,8 +15,7 @@ from mlaas_ray.core.features import Feature
 from mlaas_ray.core.grid import Doubles, GridSpec, Plane, Whole
 
 Rows = npt.NDArray[np.float32]
-
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+Singles = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +47,16 @@ class Counts:
 
 
 class Objects(NamedTuple):
-    """The objects of one channel, of all events: event ``i`` has ``x[offsets[i]:offsets[i + 1]]``."""
+    """The objects of one channel, of all events: event ``i`` has ``x[offsets[i]:offsets[i + 1]]``.
+
+    They are float32 whatever the file's type, so that a value that a client sends falls on the same side of
+    an edge as it did in training.
+    """
 
     offsets: Whole
-    x: Doubles
-    y: Doubles
-    weight: Doubles | None
+    x: Singles
+    y: Singles
+    weight: Singles | None
 
 
 def rasterise(
@@ -86,7 +89,7 @@ def rasterise(
         inside = read & (cell >= 0)
         place = target[event[inside]] * spec.width + plane.start + cell[inside]
         # one after the other, in float32: what the kernel does, to the last bit
-        np.add.at(cells, place, weight[inside].astype(np.float32))
+        np.add.at(cells, place, weight[inside])
         counts[:] = len(place), read.sum() - len(place), len(place) - len(np.unique(place))
     return Counts(tuple(plane.name for plane in spec.planes), numbers)
 
@@ -103,13 +106,13 @@ def mean_image(columns: Mapping[str, Any], spec: GridSpec) -> dict[str, Doubles]
     return {name: np.stack(channels) for name, channels in images.items()}
 
 
-def _placed(objects: Objects, plane: Plane) -> tuple[Whole, Whole, Doubles]:
+def _placed(objects: Objects, plane: Plane) -> tuple[Whole, Whole, Singles]:
     """Return the event, cell (-1: outside) and weight of each object that is looked at."""
     counts = np.diff(objects.offsets)
     event = np.repeat(np.arange(len(counts)), counts)
-    weight = np.ones(len(event)) if objects.weight is None else objects.weight
+    weight = np.ones(len(event), np.float32) if objects.weight is None else objects.weight
     column, row = plane.view.x.index(objects.x), plane.view.y.index(objects.y)
-    outside = (column < 0) | (row < 0) | ~(np.abs(weight) <= FLOAT32_MAX)
+    outside = (column < 0) | (row < 0) | ~np.isfinite(weight)
     cell = np.where(outside, -1, row * plane.view.x.bins + column)
     if plane.channel.length is None:
         return event, cell, weight
@@ -156,7 +159,7 @@ def planes_of(columns: Mapping[str, Any], spec: GridSpec, events: int) -> Iterat
     Raises:
         FeatureError: When the branches of a channel have not the same objects.
     """
-    known: dict[str, tuple[Whole, Doubles]] = {}
+    known: dict[str, tuple[Whole, Singles]] = {}
     for plane in spec.planes:
         for name in plane.channel.branches:
             if name not in known:
@@ -175,7 +178,8 @@ def planes_of(columns: Mapping[str, Any], spec: GridSpec, events: int) -> Iterat
         yield Objects(offsets, x, known[plane.channel.y][1], weight)
 
 
-def _objects(values: Any, feature: Feature) -> tuple[Whole, Doubles]:
+@np.errstate(over="ignore")
+def _objects(values: Any, feature: Feature) -> tuple[Whole, Singles]:
     """Return offsets and values of a branch of any kind: a flat one has one object an event."""
     column = values if isinstance(values, Jagged) else from_awkward(values, feature.name)
     kinds = (
@@ -187,7 +191,10 @@ def _objects(values: Any, feature: Feature) -> tuple[Whole, Doubles]:
         )
     if isinstance(column, Jagged):
         offsets, content = column.offsets, column.content
+        # a damaged file may say anything, and the compiled kernel follows it anywhere
+        if offsets[0] != 0 or offsets[-1] != len(content) or (offsets[1:] < offsets[:-1]).any():
+            raise FeatureError(f"the offsets of {feature.name!r} do not rise from 0 to {len(content)}")
     else:
         length = 1 if column.ndim == 1 else column.shape[1]
         offsets, content = np.arange(len(column) + 1, dtype=np.int64) * length, column.reshape(-1)
-    return offsets, np.ascontiguousarray(content, dtype=np.float64)
+    return offsets, np.ascontiguousarray(content, dtype=np.float32)

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mlaas_ray.core.grid import GridSpec
-from mlaas_ray.core.rasterise import FLOAT32_MAX, Counts, Rows, planes_of, put_scalars, targets
+from mlaas_ray.core.rasterise import Counts, Rows, planes_of, put_scalars, targets
 from mlaas_ray.streaming.kernels import compiled, part
 
-_NOTHING = np.empty(0)
+_NOTHING = np.empty(0, np.float32)
 
 
 def rasterise(
@@ -111,13 +111,13 @@ def _draw(  # type: ignore[no-untyped-def]
         image[:] = np.float32(0.0)
         first = offsets[event]
         for i in range(first, first + min(offsets[event + 1] - first, length)):
-            column, row = _bin(x[i], x_edges, x_turns), _bin(y[i], y_edges, y_turns)
-            weight = weights[i] if weighted else 1.0
-            if column < 0 or row < 0 or not (abs(weight) <= FLOAT32_MAX):
+            column, row = _bin(np.float64(x[i]), x_edges, x_turns), _bin(np.float64(y[i]), y_edges, y_turns)
+            weight = weights[i] if weighted else np.float32(1.0)
+            if column < 0 or row < 0 or not np.isfinite(weight):
                 outside += 1
                 continue
             cell = row * columns + column
-            image[cell] += np.float32(weight)
+            image[cell] += weight
             inside += 1
             if last[cell] == event:
                 collisions += 1

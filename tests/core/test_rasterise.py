@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mlaas_ray.core.columns import Jagged
-from mlaas_ray.core.errors import FeatureError
+from mlaas_ray.core.errors import EventError, FeatureError
 from mlaas_ray.core.features import Feature
+from mlaas_ray.core.flatten import flatten, flatten_events
 from mlaas_ray.core.grid import Axis, Channel, GridSpec, View
 from mlaas_ray.core.rasterise import Counts, mean_image, rasterise
 
@@ -88,7 +89,10 @@ def test_images_are_those_of_numpy_event_by_event() -> None:
     random = np.random.default_rng(1)
     counts = random.integers(0, 30, 40)
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    hits = {name: random.uniform(-0.5, 3.5, offsets[-1]) for name in ("Hit_x", "Hit_y", "Hit_e")}
+    hits = {
+        name: random.uniform(-0.5, 3.5, offsets[-1]).astype(np.float32)
+        for name in ("Hit_x", "Hit_y", "Hit_e")
+    }
     out = np.empty((40, spec().width), np.float32)
     rasterise(
         {name: Jagged(offsets, values) for name, values in hits.items()} | {"MET": np.zeros(40)}, spec(), out
@@ -134,3 +138,47 @@ def test_what_does_not_fit_is_refused() -> None:
         rasterise(columns() | {"Hit_e": np.zeros(4)}, spec(), out)
     with pytest.raises(FeatureError, match="'MET' is no branch of 1 value"):
         rasterise(columns() | {"MET": ak.Array([[1.0], [], [], []])}, spec(), out)
+
+
+def test_events_as_a_program_sends_them_give_the_same_images() -> None:
+    sent = [{name: values[i] for name, values in EVENTS.items()} for i in range(4)]
+    sent[1]["MET"] = None
+    del sent[2]["Hit_x"], sent[2]["Hit_y"], sent[2]["Hit_e"]
+    sent[3]["Hit_x"] = [None, *EVENTS["Hit_x"][3][1:]]
+    np.testing.assert_array_equal(flatten_events(sent, spec()), flatten(columns(), spec()))
+    np.testing.assert_array_equal(flatten(columns(), spec()), drawn(spec())[0])
+
+
+@pytest.mark.parametrize(
+    ("event", "problem"),
+    [
+        ({"Hit_x": [1.0], "Hit_y": [1.0]}, "'Hit_x' and 'Hit_e' differ"),
+        ({"Hit_x": 1.0}, r"'Hit_x' is jagged, but 1.0 is no list"),
+        ({"Hit_w": [1.0]}, r"knows no branch 'Hit_w'.*'Hit_x'"),
+        ({"Hit_x": ["a"], "Hit_y": [1.0], "Hit_e": [1.0]}, "'a' is not a number"),
+        ({"MET": [1.0]}, "'MET' has one value an event"),
+    ],
+    ids=str,
+)
+def test_an_event_that_does_not_fit_is_refused(event: dict[str, Any], problem: str) -> None:
+    with pytest.raises(EventError, match=problem):
+        flatten_events([event], spec())
+
+
+def test_damaged_offsets_are_refused() -> None:
+    for offsets in ([0, 3, 2, 2, 3], [0, 1, 1, 1, 4], [1, 1, 1, 1, 3]):
+        hit = Jagged(np.array(offsets), np.zeros(3))
+        with pytest.raises(FeatureError, match="the offsets of 'Hit_x' do not rise from 0 to 3"):
+            rasterise(columns() | {"Hit_x": hit}, spec(), np.empty((4, 7), np.float32))
+
+
+def test_a_number_falls_where_it_did_in_training_whatever_the_precision() -> None:
+    edge = 0.7  # of which float32 makes a little less
+    x = Axis(name="x", bins=2, low=0.0, high=2 * edge)
+    channel = Channel(name="Hit", x="Hit_x", y="Hit_x")
+    own = GridSpec.of(
+        [Feature(name="Hit_x", kind="jagged")], views=(View(name="v", x=x, y=X, channels=(channel,)),)
+    )
+    trained = flatten({"Hit_x": ak.Array([np.array([edge], np.float32)])}, own)
+    np.testing.assert_array_equal(flatten_events([{"Hit_x": [edge]}], own), trained)
+    assert trained[0, own.index["v/Hit/0/0"]] == 1
