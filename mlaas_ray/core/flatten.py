@@ -11,10 +11,10 @@ import numpy.typing as npt
 from mlaas_ray.core.columns import Column, Jagged, from_awkward
 from mlaas_ray.core.errors import EventError, FeatureError, nearest
 from mlaas_ray.core.features import Feature, FeatureSpec
-from mlaas_ray.core.prepare import prepare
-from mlaas_ray.core.sent import columns_of, is_list, number
 from mlaas_ray.core.grid import GridSpec
+from mlaas_ray.core.prepare import prepare
 from mlaas_ray.core.rasterise import rasterise
+from mlaas_ray.core.sent import columns_of, is_list, number
 
 Rows = npt.NDArray[np.float32]
 
@@ -93,13 +93,8 @@ def flatten_events(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Ro
         EventError: For a branch the spec does not know, a list where one value is due or the reverse, and
             values that are not numbers.
     """
-    if spec.is_prepared or spec.representation != "vector":
+    if spec.is_prepared or isinstance(spec, GridSpec):
         return _prepared_rows(events, spec)
-    if isinstance(spec, GridSpec):
-        try:
-            return flatten(_columns(events, spec), spec)
-        except FeatureError as error:  # such as positions without weights
-            raise EventError(error.message, error.remedy) from None
     rows = np.full((len(events), spec.width), np.nan, dtype=np.float32)
     for row, event in zip(rows, events, strict=True):
         for name, value in event.items():
@@ -111,55 +106,13 @@ def flatten_events(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Ro
     return rows
 
 
-def _columns(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> dict[str, Column]:
-    """Gather the branches of events as a program sends them; all objects are kept.
-
-    Raises:
-        EventError: As in :func:`flatten_events`.
-    """
-    strange = next((name for event in events for name in event if name not in spec.by_name), None)
-    if strange is not None:
-        raise EventError(f"the model knows no branch {strange!r}", nearest(strange, spec.by_name))
-    columns: dict[str, Column] = {}
-    for feature in spec.features:
-        values = [event.get(feature.name) for event in events]
-        if feature.kind == "jagged":
-            longest = [_row(feature.model_copy(update={"length": _many(value)}), value) for value in values]
-            offsets = np.concatenate([[0], np.cumsum([len(row) for row in longest])]).astype(np.int64)
-            columns[feature.name] = Jagged(offsets, np.concatenate([np.empty(0, np.float32), *longest]))
-        else:
-            rows = np.array([_row(feature, value) for value in values], np.float32)
-            columns[feature.name] = rows.reshape((-1,) if feature.kind == "flat" else (-1, feature.length))
-    return columns
-
-
-def _many(value: Any) -> int:
-    """Return how many values a list has; of what is no list, which :func:`_fill` refuses, none."""
-    return len(value) if _is_list(value) else 0
-
-
-def _row(feature: Feature, value: Any) -> Rows:
-    """Return the values of one branch of one event ``(length,)``."""
-    row = np.full(feature.length, np.nan, np.float32)
-    if value is not None:
-        _fill(row, 0, feature, value)
-    return row
-
-
 def _prepared_rows(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Rows:
     """Put events into rows the way of training: as columns, prepared, then flattened or drawn."""
     if not events:
         return np.empty((0, spec.width), dtype=np.float32)
     try:
         columns, _ = prepare(columns_of(events, spec), spec, select=False)
-        if spec.representation == "vector":
-            return flatten(columns, spec)
-        from mlaas_ray.core.rasterise import GridSpec, rasterise  # grids are made of this module's words
-
-        assert isinstance(spec, GridSpec)
-        rows = np.empty((len(events), spec.width), dtype=np.float32)
-        rasterise(columns, spec, rows)
-        return rows
+        return flatten(columns, spec)
     except FeatureError as error:  # here it is the events that do not fit, such as 3 Jet_pt and 2 Jet_eta
         raise EventError(error.message, error.remedy) from None
 

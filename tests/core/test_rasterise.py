@@ -152,7 +152,7 @@ def test_events_as_a_program_sends_them_give_the_same_images() -> None:
 @pytest.mark.parametrize(
     ("event", "problem"),
     [
-        ({"Hit_x": [1.0], "Hit_y": [1.0]}, "'Hit_x' and 'Hit_e' differ"),
+        ({"Hit_x": [1.0, 2.0], "Hit_y": [1.0]}, "differ in how many objects"),
         ({"Hit_x": 1.0}, r"'Hit_x' is jagged, but 1.0 is no list"),
         ({"Hit_w": [1.0]}, r"knows no branch 'Hit_w'.*'Hit_x'"),
         ({"Hit_x": ["a"], "Hit_y": [1.0], "Hit_e": [1.0]}, "'a' is not a number"),
