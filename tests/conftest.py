@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-# fixtures xrootd_server; served and the tiny models it serves
-pytest_plugins = ["tests.xrootd_server", "tests.serving"]
+# fixtures xrootd_server; xrootd_federation; served and the tiny models it serves
+pytest_plugins = ["tests.xrootd_server", "tests.xrootd_federation", "tests.serving"]
 
 
 def pytest_unconfigure() -> None:

@@ -53,6 +53,7 @@ class Node:
             f"xrd.port {port}\nif exec cmsd\nxrd.port {cms or 'any'}\nfi\n"
             f"all.adminpath {self._state}\nall.pidpath {self._state}\n"
             # in seconds; the defaults are made for starting a whole site
+            "xrootd.chksum max 2 adler32\n"
             "cms.delay startup 1 servers 1 lookup 1 full 1 suspend 1 service 1 discard 20 drop 5\n"
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol as Interface
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from mlaas_ray.core.errors import FileMissingError, FileUnreadableError
 from mlaas_ray.core.location import Protocol, locate
@@ -29,6 +30,10 @@ PAUSE = 0.5
 # An operation that has taken this long is not tried again at the same place: what took so long was a server
 # that does not answer, and its next place deserves the time (seconds).
 PATIENCE = 15.0
+# A server that did not answer is asked after the others for a while (seconds), for the next of a thousand files
+# need not wait for it all over.
+GRUDGE = 60.0
+_SILENT: dict[str, float] = {}  # server: when it was found so
 
 
 class ByteSource(Interface):
@@ -154,7 +159,7 @@ class RemoteBytes:
         self._source = source
         self._attempts = attempts
         self._lock = threading.Lock()
-        self._place = 0  # of source.urls: where the file is open, or is to be opened
+        self._place = _first_place(source.urls)  # of source.urls: where the file is, or is to be, opened
         self._opened: Future[Handle] | None = None
         self._server = ""
         self.size = self._persist(lambda handle: handle.size)
@@ -167,6 +172,11 @@ class RemoteBytes:
             self.requests += requests
             self.bytes_read += wanted
         return data
+
+    @property
+    def server(self) -> str:
+        """``host:port`` that it came from last."""
+        return self._server
 
     def close(self) -> None:
         """See :class:`ByteSource`."""
@@ -192,6 +202,8 @@ class RemoteBytes:
                     tries += 1
                     continue
                 failed[place] = fault
+                if fault.kind == "refused":
+                    _SILENT[urlsplit(urls[place]).netloc] = time.monotonic()
                 if len(failed) == len(urls):
                     raise _explain(self._source, [(urls[at], why) for at, why in failed.items()]) from fault
                 self._move(place, failed)
@@ -260,6 +272,13 @@ class RemoteBytes:
 
 def _open_handle(url: str) -> Handle:
     return XRootDFile(url) if locate(url).protocol is Protocol.XROOTD else WebFile(url)
+
+
+def _first_place(urls: Sequence[str]) -> int:
+    """Return the index of the first place whose server has not just been found silent."""
+    since = time.monotonic() - GRUDGE
+    hosts = [urlsplit(url).netloc for url in urls]
+    return next((at for at, host in enumerate(hosts) if _SILENT.get(host, since) <= since), 0)
 
 
 def _close(opened: Future[Handle] | None) -> None:
