@@ -30,7 +30,7 @@ PAUSE = 0.5
 # An operation that has taken this long is not tried again at the same place: what took so long was a server
 # that does not answer, and its next place deserves the time (seconds).
 PATIENCE = 15.0
-# A server that did not answer is asked after the others for a while (seconds), for the next of a thousand files
+# A server that did not answer is asked after the others for a while (seconds): the next of a thousand files
 # need not wait for it all over.
 GRUDGE = 60.0
 _SILENT: dict[str, float] = {}  # server: when it was found so

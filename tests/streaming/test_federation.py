@@ -1,4 +1,4 @@
-"""Reading from a federation whose servers die, stop and come back: every byte arrives once, in bounded time."""
+"""Reading from a federation whose servers die, stop and come back: every byte arrives once, and in time."""
 
 from __future__ import annotations
 
