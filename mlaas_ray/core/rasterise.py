@@ -45,6 +45,10 @@ class Counts:
             for plane, row in zip(self.planes, self.numbers, strict=True)
         }
 
+    def flat(self) -> dict[str, int]:
+        """Return ``{"eta_phi/Jet inside": 9, …}``, for records that add up numbers by name."""
+        return {f"{plane} {word}": n for plane, row in self.as_dict().items() for word, n in row.items()}
+
 
 class Objects(NamedTuple):
     """The objects of one channel, of all events: event ``i`` has ``x[offsets[i]:offsets[i + 1]]``.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlaas_ray.core.columns import Jagged
 from mlaas_ray.core.grid import GridSpec
 from mlaas_ray.core.rasterise import Counts, Rows, planes_of, put_scalars, targets
 from mlaas_ray.streaming.kernels import compiled, part
@@ -57,6 +58,29 @@ def rasterise(
             counts,
         )
     return Counts(tuple(plane.name for plane in spec.planes), numbers)
+
+
+def out_of_bounds(
+    columns: Mapping[str, Any], spec: GridSpec, bounds: tuple[npt.NDArray[Any], npt.NDArray[Any]]
+) -> npt.NDArray[np.int64]:
+    """Count the finite values of each branch beyond what is expected of it, as ``scatter`` does.
+
+    Args:
+        columns: By branch name.
+        spec: Whose ``features`` are compared.
+        bounds: Least and greatest value ``(branches,)`` each, float32.
+
+    Returns:
+        ``(branches,)``.
+    """
+    found = np.zeros(len(spec.features), np.int64)
+    for i, feature in enumerate(spec.features):
+        column = columns[feature.name]
+        values = column.content if isinstance(column, Jagged) else column
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+        found[i] = (((values < bounds[0][i]) | (values > bounds[1][i])) & np.isfinite(values)).sum()
+    return found
 
 
 @part

@@ -83,6 +83,11 @@ def test_the_counts_of_parts_add_up_to_those_of_the_whole() -> None:
     _, first = drawn(spec(), rows=[0, 1, -1, -1])
     _, second = drawn(spec(), rows=[-1, -1, 0, 1])
     assert (first + second).as_dict() == drawn(spec())[1].as_dict()
+    assert (first + second).flat() == {
+        "x_y/Hit inside": 5,
+        "x_y/Hit outside": 3,
+        "x_y/Hit collisions": 1,
+    }
 
 
 def test_images_are_those_of_numpy_event_by_event() -> None:

@@ -9,7 +9,7 @@ from mlaas_ray.core.columns import Column, Jagged
 from mlaas_ray.core.features import Feature
 from mlaas_ray.core.grid import Axis, Channel, GridSpec, View
 from mlaas_ray.core.rasterise import rasterise as reference
-from mlaas_ray.streaming.raster import rasterise
+from mlaas_ray.streaming.raster import out_of_bounds, rasterise
 
 ETA = Axis(name="eta", bins=11, low=-2.5, high=2.5)
 PHI = Axis(name="phi", bins=7, low=-np.pi, high=np.pi, periodic=True)
@@ -92,3 +92,17 @@ def test_no_events_and_no_objects_are_drawn_too() -> None:
     }
     assert not rasterise(none, of, out).numbers.any()
     assert not out[:, of.planes[0].start :].any()
+
+
+def test_values_out_of_bounds_are_counted_by_branch() -> None:
+    of = spec(None)
+    columns = events(4, ">", 0) | {
+        "MET": np.array([1.0, 2.0, np.nan, np.inf], ">f8"),
+        "Jet_pt": Jagged(np.array([0, 3, 3, 3, 3]), np.array([-2, 5, 9], ">i2")),
+    }
+    low, high = np.full((2, len(of.features)), [[-np.inf], [np.inf]], np.float32)
+    names = [feature.name for feature in of.features]
+    high[names.index("MET")] = 1.5
+    low[names.index("Jet_pt")], high[names.index("Jet_pt")] = -1.0, 8.0
+    found = dict(zip(names, out_of_bounds(columns, of, (low, high)), strict=True))
+    assert {name: n for name, n in found.items() if n} == {"MET": 1, "Jet_pt": 2}
