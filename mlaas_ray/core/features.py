@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mlaas_ray.core.columns import Kind
 from mlaas_ray.core.errors import FeatureError
+from mlaas_ray.core.prepare import needed_branches, shapes
 from mlaas_ray.core.statistics import Statistics as Statistics  # known by this name before
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -84,6 +85,8 @@ class FeatureSpec(BaseModel):
         features: Branches in column order.
         define: New branches by name: expressions over the file's branches and those defined before.
         objects: What is done to the objects of a collection (``Jet`` for every jagged ``Jet_*``) or branch.
+        branches: Kind of each branch of the file that ``define`` and ``objects`` use and that is no feature:
+            what a service must be sent too.
         select: Which events it was made for; a service answers for others too.
         normalisation: How the model's first layer scales a value: ``minmax`` to [0, 1], ``standard`` to
             zero mean and unit deviation, ``robust`` to zero median and unit interquartile range, or ``none``.
@@ -97,6 +100,7 @@ class FeatureSpec(BaseModel):
     features: tuple[Feature, ...]
     define: dict[str, str] = Field(default_factory=dict)
     objects: dict[str, ObjectRule] = Field(default_factory=dict)
+    branches: dict[str, Kind] = Field(default_factory=dict)
     select: str | None = None
     normalisation: Normalisation = "minmax"
     entries: int = Field(default=0, ge=0)
@@ -156,6 +160,17 @@ class FeatureSpec(BaseModel):
     def by_name(self) -> dict[str, Feature]:
         """Features by branch name."""
         return {feature.name: feature for feature in self.features}
+
+    @cached_property
+    def is_prepared(self) -> bool:
+        """Whether an event's branches are not yet what the columns hold: something is defined or shaped."""
+        return shapes(self)
+
+    @cached_property
+    def raw(self) -> dict[str, Kind | None]:
+        """Kind of each branch of the file that a row is made of; None where nobody noted it."""
+        kinds: dict[str, Kind] = {**self.branches, **{f.name: f.kind for f in self.features}}
+        return {name: kinds.get(name) for name in sorted(needed_branches(self, select=False))}
 
     def affine(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return ``offset`` and ``scale``, each ``(features,)``: normalised = (x - offset) * scale.

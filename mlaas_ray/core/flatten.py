@@ -110,9 +110,10 @@ def _prepared_rows(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Ro
     """Put events into rows the way of training: as columns, prepared, then flattened or drawn."""
     if not events:
         return np.empty((0, spec.width), dtype=np.float32)
+    # An object without a weight would vanish from an image unseen, where in a vector it is a missing value.
+    columns = columns_of(events, spec, complete=not isinstance(spec, GridSpec))
     try:
-        columns, _ = prepare(columns_of(events, spec), spec, select=False)
-        return flatten(columns, spec)
+        return flatten(prepare(columns, spec, select=False)[0], spec)
     except FeatureError as error:  # here it is the events that do not fit, such as 3 Jet_pt and 2 Jet_eta
         raise EventError(error.message, error.remedy) from None
 

@@ -159,9 +159,8 @@ def prepare(
         BranchMissingError: When an expression names a branch that is not there.
         FeatureError: When the branches do not fit what is to be done.
     """
-    shaping = {name: rule for name, rule in rules.objects.items() if rule.where or rule.sort_by is not None}
     selecting = select and rules.select is not None
-    if not rules.define and not selecting and not shaping:
+    if not selecting and not shapes(rules):
         return columns, None
     wanted = _wanted(rules, names)
     if wanted is None:
@@ -171,7 +170,12 @@ def prepare(
     result = {
         name: scope[name].column(scope.events) if name in rules.define else columns[name] for name in wanted
     }
-    return _shaped(result, scope, shaping), keep
+    return _shaped(result, scope, rules), keep
+
+
+def shapes(rules: Rules) -> bool:
+    """Tell whether events must be prepared before they become rows, other than selected."""
+    return bool(rules.define) or bool(_shaping(rules))
 
 
 def rule_of(branch: str, names: Collection[str]) -> str | None:
@@ -181,6 +185,15 @@ def rule_of(branch: str, names: Collection[str]) -> str | None:
 
 def _belongs(branch: str, name: str) -> bool:
     return branch == name or branch.startswith(f"{name}_")
+
+
+def _shaping(rules: Rules) -> dict[str, ObjectsRule]:
+    """Return the rules of objects that say more than a length."""
+    return {
+        name: rule
+        for name, rule in rules.objects.items()
+        if rule.where is not None or rule.sort_by is not None
+    }
 
 
 def _wanted(rules: Rules, names: Iterable[str] | None) -> list[str] | None:
@@ -232,16 +245,17 @@ def _selected(scope: Scope, rules: Rules) -> Mask | None:
             f"select: {rules.select!r} gives one value for each object, not for each event",
             "Write any(…) or all(…) round it",
         )
-    return np.broadcast_to(value.truth, (scope.events,))
+    truth: Mask = np.broadcast_to(value.truth, (scope.events,))
+    return truth
 
 
-def _shaped(result: dict[str, Column], scope: Scope, rules: Mapping[str, ObjectsRule]) -> dict[str, Column]:
+def _shaped(result: dict[str, Column], scope: Scope, rules: Rules) -> dict[str, Column]:
     """Shape the objects of each collection alike."""
-    shapers = {name: _Shaper(scope, name, rule) for name, rule in rules.items()}
+    shapers = {name: _Shaper(scope, name, rule) for name, rule in _shaping(rules).items()}
     for name, column in result.items():
-        own = rule_of(name, rules)
+        own = rule_of(name, rules.objects)  # also one without a wish, which exempts its branch
         # a branch without a single object has nothing to shape, such as one that a file lacks
-        if own is not None and isinstance(column, Jagged) and len(column.content):
+        if own in shapers and isinstance(column, Jagged) and len(column.content):
             result[name] = shapers[own].apply(name, column)
     return result
 
