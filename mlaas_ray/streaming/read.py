@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import ray.data
 
 from mlaas_ray.core.errors import JobError, nearest
@@ -18,6 +16,7 @@ from mlaas_ray.streaming.plan import Extent, Plan
 from mlaas_ray.streaming.reading import Reader, ReadFile
 from mlaas_ray.streaming.record import Record, RecordedFile
 from mlaas_ray.streaming.root_datasource import Mode, PlanReader, RootDatasource, row_bytes
+from mlaas_ray.streaming.scatter import Bounds
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.sources import Files
 from mlaas_ray.streaming.split import WHOLE, Part
@@ -213,14 +212,12 @@ def _elsewhere(found: FirstPass, name: str) -> Branch:
     return next(file.branches[name] for file in found.files if name in file.branches)
 
 
-def _bounds(found: FirstPass) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
-    """Return the range of each feature's values; None when the first pass did not see all of them."""
-    if not found.complete:
+def _bounds(found: FirstPass) -> Bounds | None:
+    """Return the range of each feature's values; None when the first pass did not see all that is read."""
+    # it measures selected events only, while the others' values are compared too
+    if not found.complete or found.features.select is not None:
         return None
-    seen = [feature.statistics for feature in found.features.features]
-    low = [-np.inf if one is None or one.min is None else one.min for one in seen]
-    high = [np.inf if one is None or one.max is None else one.max for one in seen]
-    return np.array(low, np.float32), np.array(high, np.float32)
+    return Bounds.of(found.features)
 
 
 def _by_index(shares: Mapping[str, float] | None, found: FirstPass) -> dict[int, float] | None:

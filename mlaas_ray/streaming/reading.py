@@ -18,14 +18,16 @@ import pyarrow as pa
 from mlaas_ray.core.columns import Column, Columns, Jagged
 from mlaas_ray.core.errors import DataError, FileUnreadableError
 from mlaas_ray.core.features import FeatureSpec
+from mlaas_ray.core.grid import GridSpec
 from mlaas_ray.core.location import locate
 from mlaas_ray.core.prepare import needed_branches, prepare
 from mlaas_ray.streaming.ahead import ahead
 from mlaas_ray.streaming.buffers import POOL
 from mlaas_ray.streaming.events import Branch, open_events
 from mlaas_ray.streaming.plan import Piece, row_order
+from mlaas_ray.streaming.raster import out_of_bounds, rasterise
 from mlaas_ray.streaming.record import PieceRecord, Record
-from mlaas_ray.streaming.scatter import scatter
+from mlaas_ray.streaming.scatter import Bounds, scatter
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.split import WHOLE, Part, entry_numbers, identifier_numbers, within
@@ -98,7 +100,7 @@ class Reader:
     settings: ReadingSettings = field(default_factory=ReadingSettings)
     key: tuple[str, ...] = ()
     seed: int = 0
-    bounds: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = None
+    bounds: Bounds | None = None
     record: Record | None = None
 
     @cached_property
@@ -126,6 +128,7 @@ class Reader:
             size=lambda job: job.size,
             in_flight=self.settings.in_flight,
             max_bytes=self.settings.ahead_bytes,
+            is_local=lambda job: job.is_local,
         ):
             if job.piece is not None:
                 parts.append(job.decoded(fetched))
@@ -215,6 +218,11 @@ class _Job:
         return int(self.piece.entries * self._file.row_bytes) if self.piece else 0
 
     @property
+    def is_local(self) -> bool:
+        """Whether getting it waits for no network."""
+        return self.piece is None or locate(self._file.source.urls[0]).is_local
+
+    @property
     def _file(self) -> ReadFile:
         assert self.piece is not None
         return self.reader.files[self.piece.file]
@@ -234,7 +242,7 @@ class _Job:
                 raise FileUnreadableError(
                     f"{origin.source} is not the file that the first pass saw", "Start again"
                 )
-            self.opened = locate(origin.source.path).is_local
+            self.opened = self.is_local
             lacking = {branch.name for branch in origin.missing}
             names = [name for name in self.reader.names if name not in lacking]
             fetched = events.fetch(names, self.piece.start, self.piece.stop)
@@ -330,13 +338,13 @@ class Part:
         rows: npt.NDArray[np.float32],
         places: Places,
         features: FeatureSpec,
-        bounds: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None,
+        bounds: Bounds | None,
     ) -> str:
         """Write the events to their rows; return what is wrong with their values, if anything."""
         if self.kept == 0:
             return ""
-        outside = scatter(self.prepared, features, rows, places, bounds=bounds)
-        if outside is None or not outside.any():
+        outside = self._written(rows, places, features, bounds)
+        if bounds is None or not outside.any():
             return ""
         worst = int(np.argmax(outside))
         name = features.features[worst].name
@@ -344,6 +352,19 @@ class Part:
             f"branch {name!r}, entries {self.piece.start} to {self.piece.stop}: "
             f"{int(outside[worst])} values outside the range that the first pass saw"
         )
+
+
+    def _written(
+        self, rows: npt.NDArray[np.float32], places: Places, features: FeatureSpec, bounds: Bounds | None
+    ) -> npt.NDArray[np.int64]:
+        """Write the events; return how many values of each branch are out of bounds."""
+        if not isinstance(features, GridSpec):
+            return scatter(self.prepared, features, rows, places, bounds=bounds)
+        counts = rasterise(self.prepared, features, rows, places)
+        self.note = replace(self.note, counts=counts.flat())
+        if bounds is None:
+            return np.zeros(0, np.int64)
+        return out_of_bounds(self.prepared, features, bounds)
 
 
 def _places(parts: Sequence[Part], order: Places | None) -> Iterator[Places]:
