@@ -84,8 +84,8 @@ def out_of_bounds(
 
 
 @part
-def _bin(value, edges, periodic):  # type: ignore[no-untyped-def]
-    """Return the bin of a value, or -1: what ``Axis.index`` gives."""
+def _bin(value, edges, scale, periodic):  # type: ignore[no-untyped-def]
+    """Return the bin of a value, or -1: what ``Axis.index`` gives; ``scale`` is bins per unit."""
     bins = len(edges) - 1
     low, high = edges[0], edges[bins]
     if periodic and not (low <= value < high):
@@ -94,7 +94,7 @@ def _bin(value, edges, periodic):  # type: ignore[no-untyped-def]
             value = low
     if not (low <= value <= high):  # NaN too
         return -1
-    index = min(int((value - low) * (bins / (high - low))), bins - 1)
+    index = min(int((value - low) * scale), bins - 1)
     # rounding can be one off: the edges decide
     if value < edges[index]:
         return index - 1
@@ -127,6 +127,8 @@ def _draw(  # type: ignore[no-untyped-def]
     outside, and come to a cell that had one.
     """
     columns = len(x_edges) - 1
+    x_scale = columns / (x_edges[-1] - x_edges[0])
+    y_scale = (len(y_edges) - 1) / (y_edges[-1] - y_edges[0])
     inside = outside = collisions = 0
     for event in range(len(rows)):
         if rows[event] < 0:
@@ -135,7 +137,8 @@ def _draw(  # type: ignore[no-untyped-def]
         image[:] = np.float32(0.0)
         first = offsets[event]
         for i in range(first, first + min(offsets[event + 1] - first, length)):
-            column, row = _bin(np.float64(x[i]), x_edges, x_turns), _bin(np.float64(y[i]), y_edges, y_turns)
+            column = _bin(np.float64(x[i]), x_edges, x_scale, x_turns)
+            row = _bin(np.float64(y[i]), y_edges, y_scale, y_turns)
             weight = weights[i] if weighted else np.float32(1.0)
             if column < 0 or row < 0 or not np.isfinite(weight):
                 outside += 1
