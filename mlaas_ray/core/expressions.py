@@ -294,7 +294,7 @@ class _Compiler:
             self._refuse(node, f"{function.name}: {error}", usage)
         kinds = function.parameters.parameters
         values = {name: bound[name] for name in bound if kinds[name].annotation.startswith("Value")}
-        if len(values) not in TAKES.get(function.name, {len(values)}):
+        if len(values) not in TAKES.get(function.name, (len(values),)):
             self._refuse(
                 node, f"{function.name} takes {' or '.join(map(str, TAKES[function.name]))} values", usage
             )

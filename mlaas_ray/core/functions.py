@@ -274,7 +274,7 @@ def _invariant_mass(
 
 
 # How many values a function takes, where it is not all from the least to the most.
-TAKES = {"invariant_mass": {4, 8}}
+TAKES = {"invariant_mass": (4, 8)}
 
 
 def _keys(x: Value) -> Array:
