@@ -15,6 +15,7 @@ from mlaas_ray.core.errors import BranchMissingError, DataError, FeatureError, J
 from mlaas_ray.core.features import Feature
 from mlaas_ray.core.grid import Axis, Channel, GridSpec, View
 from mlaas_ray.core.inputs import ChannelSettings, InputSettings, ViewSettings
+from mlaas_ray.core.prepare import rule_of
 
 # How files join a collection's name and a field's: EDM4hep, ROOT's LorentzVector, NanoAOD, Delphes and
 # PHYSLITE, and plain camel case; the longest first.
@@ -118,35 +119,36 @@ def _channels(settings: ViewSettings, inputs: InputSettings, kinds: Mapping[str,
                 x=x,
                 y=y,
                 weight=None if weight in (1, "1") else _branch(channel.collection, str(weight), kinds, where),
-                length=_length(inputs, channel.collection, x),
+                length=_length(inputs, x),
             )
         )
     return channels
 
 
 def _collections(settings: ViewSettings, kinds: Mapping[str, Kind]) -> Iterator[ChannelSettings]:
-    """Yield the collections that have both fields of a view."""
+    """Yield the collections that have both fields of a view, of those that join names in the same way."""
     if settings.x in kinds and settings.y in kinds:
         stems = {re.sub(r"[._][^._]*$", "", name) for name in (settings.x, settings.y)}
         yield ChannelSettings(collection=stems.pop() if len(stems) == 1 else _name(settings))
         return
-    names = {_short(name) for name, kind in kinds.items() if kind == "jagged"}
+    names = sorted(_short(name) for name, kind in kinds.items() if kind == "jagged")
     folded = {name.casefold() for name in names}
-    taken: set[str] = set()
     for joint in _JOINTS:
-        for name in sorted(names - taken):
-            end = (joint + settings.x).casefold()
-            collection = name[: -len(end)]
-            # without a joint, only a capital tells where the field begins: jetEta, not beta
-            if (
-                not collection
-                or not name.casefold().endswith(end)
-                or (not joint and name[-len(end)].islower())
-            ):
-                continue
-            if (collection + joint + settings.y).casefold() in folded:
-                taken.add(name)
-                yield ChannelSettings(collection=collection)
+        end = (joint + settings.x).casefold()
+        # without a joint, only a capital tells where the field begins: jetEta, not beta
+        named = [
+            name[: -len(end)]
+            for name in names
+            if name.casefold().endswith(end) and (joint or name[-len(end)].isupper())
+        ]
+        found = [
+            collection
+            for collection in named
+            if collection and (collection + joint + settings.y).casefold() in folded
+        ]
+        if found:  # the other ways are other things: Jet.momentum.x beside Hits.position.x
+            yield from (ChannelSettings(collection=collection) for collection in found)
+            return
 
 
 def _branch(collection: str, field: str, kinds: Mapping[str, Kind], where: str) -> str:
@@ -170,11 +172,9 @@ def _short(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _length(inputs: InputSettings, collection: str, branch: str) -> int | None:
-    for key in (branch, collection):
-        if key in inputs.objects and inputs.objects[key].length is not None:
-            return inputs.objects[key].length
-    return None
+def _length(inputs: InputSettings, branch: str) -> int | None:
+    rule = rule_of(branch, inputs.objects)
+    return None if rule is None else inputs.objects[rule].length
 
 
 def _axis(settings: ViewSettings, side: str, features: Sequence[Feature]) -> Axis:

@@ -90,6 +90,7 @@ def test_collections_are_found_however_their_fields_are_called(collection: str, 
 
 def test_detector_hits_are_seen_from_three_sides() -> None:
     kinds: dict[str, Kind] = {f"Hits/Hits.position.{axis}": "jagged" for axis in "xyz"}
+    kinds |= {f"Jet/Jet.momentum.{axis}": "jagged" for axis in "xyz"}
     made = spec(inputs(["x-y", "y-z", "z-x"]), kinds=kinds)
     assert [view.name for view in made.views] == ["x_y", "y_z", "z_x"]
     assert channels(made.views[2]) == [("Hits", "Hits/Hits.position.z", "Hits/Hits.position.x", None)]
