@@ -55,6 +55,7 @@ class Node:
             # in seconds; the defaults are made for starting a whole site
             "xrootd.chksum max 2 adler32\n"
             "cms.delay startup 1 servers 1 lookup 1 full 1 suspend 1 service 1 discard 20 drop 5\n"
+            "cms.ping 1 log 10 usage 1\n"
         )
 
     @property

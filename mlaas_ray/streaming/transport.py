@@ -25,11 +25,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# The first pause before another attempt, which doubles each time (seconds).
-PAUSE = 0.5
-# An operation that has taken this long is not tried again at the same place: what took so long was a server
-# that does not answer, and its next place deserves the time (seconds).
-PATIENCE = 15.0
+# The first pause before another attempt, which doubles each time (seconds): together longer than XrdCl's
+# StreamErrorWindow, during which it does not try to connect again.
+PAUSE = 1.0
+# A server that has not answered for this long is not asked again: XrdCl has tried to connect several times
+# meanwhile, and the next place deserves the time (seconds).
+PATIENCE = 8.0
 # A server that did not answer is asked after the others for a while (seconds): the next of a thousand files
 # need not wait for it all over.
 GRUDGE = 60.0
@@ -197,7 +198,8 @@ class RemoteBytes:
                 result = action(handle)
             except Fault as fault:
                 self._drop(opened)
-                if fault.may_pass and tries < self._attempts and time.monotonic() - began < PATIENCE:
+                waited = time.monotonic() - began if fault.kind == "refused" else 0.0
+                if fault.may_pass and tries < self._attempts and waited < PATIENCE:
                     self._pause(urls[place], fault, tries)
                     tries += 1
                     continue

@@ -94,7 +94,7 @@ def test_a_file_that_is_missing_is_named_and_not_asked_for_again(place: str) -> 
     begun = time.monotonic()
     with pytest.raises(FileMissingError, match=f"no such file: {place}/none.bin"):
         open_bytes(Source(f"{place}/none.bin"), attempts=3)
-    assert time.monotonic() - begun < 0.5  # the first pause alone would take that long
+    assert time.monotonic() - begun < 1  # the first pause alone would take that long
 
 
 def test_a_range_beyond_the_end_is_refused(place: str) -> None:
@@ -148,13 +148,13 @@ def test_a_server_that_fails_is_asked_again_with_a_pause_each_time(
     web: WebServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened = open_bytes(Source(f"{web.url}/a.bin"))
-    web.failures = 2
+    web.failures = 1
     begun = time.monotonic()
     assert bytes(opened.read([(10, 20)])[0]) == CONTENT[10:20]
-    assert time.monotonic() - begun >= 0.5 + 1.0
-    assert (opened.retries, opened.failovers) == (2, 0)
+    assert time.monotonic() - begun >= 1.0
+    assert (opened.retries, opened.failovers) == (1, 0)
     assert "HTTP status 503" in caplog.text
-    assert "attempt 3 of 4" in caplog.text
+    assert "attempt 2 of 4" in caplog.text
 
 
 def test_attempts_are_counted(web: WebServer) -> None:
