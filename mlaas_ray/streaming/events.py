@@ -116,7 +116,7 @@ def _open(source: Source, tree: str | None, nested: Nested) -> Events:
     if format_of(source.path) not in (None, "ROOT"):
         from mlaas_ray.streaming.tables import open_table
 
-        return open_table(source)
+        return open_table(source, nested=nested)
     from mlaas_ray.streaming.rootfile import open_tree
 
     return open_tree(source, tree, nested)

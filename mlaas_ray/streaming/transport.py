@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Protocol as Interface
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -87,6 +88,12 @@ def open_bytes(source: Source, *, attempts: int = 3) -> ByteSource:
         FileMissingError: When it is not there, wherever it should be.
         FileUnreadableError: When it cannot be reached or read, or its size is not what the catalogue says.
     """
+    if source.local is not None:
+        try:
+            return LocalBytes(source, source.local)
+        except (FileMissingError, FileUnreadableError) as error:  # deleted to make room, or its disk failed
+            log.warning("%s: its copy %s is of no use: %s", source, source.local, error.message)
+            source = replace(source, local=None)
     location = locate(source.path)
     return LocalBytes(source, location.path) if location.is_local else RemoteBytes(source, attempts)
 
