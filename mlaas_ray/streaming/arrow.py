@@ -1,0 +1,114 @@
+"""Arrow arrays, which tables are read into, to columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlaas_ray.core.columns import Column, Jagged, Kind
+from mlaas_ray.streaming.events import Branch, Nested
+
+
+def branch_of(name: str, kind: pa.DataType, nested: Nested, size: int) -> Branch | None:
+    """Describe a column by its Arrow type; None for one that is not numeric.
+
+    Args:
+        name: Its name.
+        kind: Its type.
+        nested: What becomes of lists of lists.
+        size: Uncompressed bytes of all entries.
+    """
+    shape = _shape(kind, nested)
+    return Branch(name, shape[0], str(kind), length=shape[1], bytes=size) if shape else None
+
+
+def _shape(kind: pa.DataType, nested: Nested) -> tuple[Kind, int] | None:
+    """Return the kind of column that a type becomes, and the values of an event if that is fixed."""
+    kind = _stored(kind)
+    if _is_number(kind):
+        return "flat", 1
+    if pa.types.is_fixed_size_list(kind):
+        inner = _shape(kind.value_type, nested)
+        if inner is None or inner[0] == "jagged":
+            return inner and (("jagged", 1) if nested == "flatten" else None)
+        length = kind.list_size * inner[1]
+        return ("fixed", length) if length else None
+    if _is_list(kind):
+        inner = _shape(kind.value_type, nested)
+        return ("jagged", 1) if inner and (inner[0] == "flat" or nested == "flatten") else None
+    return None
+
+
+def column_of(values: pa.ChunkedArray | pa.Array, kind: Kind) -> Column:
+    """Make a column of an array of a type that :func:`branch_of` accepts.
+
+    What is null becomes NaN, and a list that is null an empty one.
+
+    Args:
+        values: ``(events,)``.
+        kind: What :func:`branch_of` said of its type.
+    """
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    array = _unwrapped(array)
+    if kind == "flat":
+        return _numbers(array)
+    if kind == "fixed":
+        return _rows(array)
+    offsets: npt.NDArray[np.int64] | None = None
+    while not _is_number(array.type):
+        counts = pc.fill_null(pc.list_value_length(array), 0)
+        ends = np.zeros(len(array) + 1, np.int64)
+        np.cumsum(counts.to_numpy(zero_copy_only=False), out=ends[1:])
+        offsets = ends if offsets is None else ends[offsets]
+        array = _unwrapped(array.flatten())  # which leaves out what lies under a null
+    assert offsets is not None
+    return Jagged(offsets, _numbers(array))
+
+
+def _rows(array: pa.Array) -> npt.NDArray[Any]:
+    """Return an array of lists of one length as ``(events, length)``; a list that is null as NaNs."""
+    content = _unwrapped(array.flatten())
+    numbers = _numbers(content) if _is_number(content.type) else _rows(content)
+    valid = len(array) - array.null_count
+    present = numbers.reshape(valid, -1 if valid else _length(array.type))
+    if not array.null_count:
+        return present
+    rows = np.full((len(array), _length(array.type)), np.nan, np.result_type(present, np.float32))
+    rows[array.is_valid().to_numpy(zero_copy_only=False)] = present
+    return rows
+
+
+def _length(kind: pa.DataType) -> int:
+    kind = _stored(kind)
+    return kind.list_size * _length(kind.value_type) if pa.types.is_fixed_size_list(kind) else 1
+
+
+def _numbers(array: pa.Array) -> npt.NDArray[Any]:
+    if array.type == pa.float16():  # which the kernels do not know
+        array = array.cast(pa.float32())
+    if array.null_count:
+        array = array if pa.types.is_floating(array.type) else array.cast(pa.float64())
+        array = array.fill_null(np.nan)
+    numbers: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """Return what an extension type, such as a tensor or awkward's, is stored as."""
+    return _stored(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _unwrapped(array: pa.Array) -> pa.Array:
+    return _unwrapped(array.storage) if isinstance(array, pa.ExtensionArray) else array
