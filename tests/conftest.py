@@ -10,6 +10,8 @@ os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     TF_CPP_MIN_LOG_LEVEL="2",
+    # what tests learn of their files is not for the user's cache
+    MLAAS_CACHE="off",
 )
 
 import warnings

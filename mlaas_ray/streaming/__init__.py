@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# At once: a name that is also its module's cannot come later, for the module would take its place.
+from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, SkippedFile, first_pass
+
 if TYPE_CHECKING:
-    from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, first_pass
     from mlaas_ray.streaming.materialized import identifiers, materialize
     from mlaas_ray.streaming.read import new_record, plan_reader, read_events, read_root
     from mlaas_ray.streaming.reading import block_schema
@@ -23,6 +25,7 @@ __all__ = [
     "RootDatasource",
     "Sample",
     "ScannedFile",
+    "SkippedFile",
     "block_schema",
     "first_pass",
     "identifiers",
@@ -36,16 +39,12 @@ __all__ = [
 # Each name's module is imported when the name is first asked for: a first pass whose results are known needs
 # no Ray, whose import alone takes longer.
 _MODULES = {
-    "FirstPass": "first_pass",
     "Mode": "root_datasource",
     "PlanReader": "root_datasource",
     "ReadingSettings": "settings",
     "Record": "record",
     "RootDatasource": "root_datasource",
-    "Sample": "first_pass",
-    "ScannedFile": "first_pass",
     "block_schema": "reading",
-    "first_pass": "first_pass",
     "identifiers": "materialized",
     "materialize": "materialized",
     "new_record": "read",

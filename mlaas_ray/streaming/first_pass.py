@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 
-import awkward as ak
-import numpy as np
-
-from mlaas_ray.core.columns import Kind
-from mlaas_ray.core.errors import BranchMissingError, DataError, EmptyDataError, JobError, nearest
-from mlaas_ray.core.features import Feature, FeatureSpec, Normalisation, Statistics
+from mlaas_ray.core.errors import FileUnreadableError
+from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.inputs import Inputs
-from mlaas_ray.streaming.files import Files, find_files
+from mlaas_ray.core.prepare import check_syntax
+from mlaas_ray.core.statistics import Sketches, Summary
+from mlaas_ray.streaming.layout import all_branches, check_not_empty, common, key_of, shared, spec_of
+from mlaas_ray.streaming.measure import wishes
+from mlaas_ray.streaming.memo import Memo, open_memo
+from mlaas_ray.streaming.recall import recall, remember
+from mlaas_ray.streaming.scan import Request, ScannedFile, SkippedFile
 from mlaas_ray.streaming.settings import ReadingSettings
-from mlaas_ray.streaming.shards import Shard, cut
-from mlaas_ray.streaming.tasks import spread
-from mlaas_ray.streaming.trees import branch_kinds, choose, naming, open_tree, read_arrays
-
-# Uncompressed bytes of the chosen branches that one task of the first pass reads.
-PASS_BYTES = 100_000_000
+from mlaas_ray.streaming.source import Source
+from mlaas_ray.streaming.sources import Files, find_sources
+from mlaas_ray.streaming.states import State, states, wait_until_settled
+from mlaas_ray.streaming.survey import survey
+from mlaas_ray.streaming.visit import Visit
 
 
 @dataclass(frozen=True)
@@ -28,47 +28,22 @@ class Sample:
     """Files that make one dataset of a job, such as a simulated process.
 
     Attributes:
-        files: Paths, globs, folders, lists or URLs.
+        files: Paths, globs, folders, lists, URLs or datasets of a catalogue.
         tree: Name of the tree; None for the only one of each file.
         label: Class of its events.
         name: What to call it.
+        sources: The files, looked up; see :meth:`found`.
     """
 
     files: Files
     tree: str | None = None
     label: float = 0.0
     name: str = "dataset"
+    sources: tuple[Source, ...] = field(default=(), repr=False)
 
-    def found(self) -> Sample:
-        """Return the sample with its files looked up, one by one; raises what :func:`find_files` does."""
-        return replace(self, files=find_files(self.files))
-
-
-@dataclass(frozen=True)
-class ScannedFile:
-    """What was learnt of one file.
-
-    Attributes:
-        path: Path or URL.
-        tree: Name of the tree.
-        uuid: The file's own identifier.
-        entries: Events in the tree.
-        boundaries: First entry of each cluster of the chosen branches, and last ``entries``.
-        bytes: Uncompressed bytes of the chosen branches.
-        kinds: The chosen branches.
-        left_out: Branches that cannot be columns, with their C++ types.
-        dataset: Index of its sample.
-    """
-
-    path: str
-    tree: str
-    uuid: str
-    entries: int
-    boundaries: tuple[int, ...]
-    bytes: int
-    kinds: Mapping[str, Kind] = field(repr=False)
-    left_out: Mapping[str, str] = field(repr=False)
-    dataset: int = 0
+    def found(self, redirectors: Sequence[str] = ()) -> Sample:
+        """Return the sample with its files looked up, one by one; raises what :func:`find_sources` does."""
+        return replace(self, sources=tuple(find_sources(self.files, redirectors=redirectors)))
 
 
 @dataclass(frozen=True)
@@ -77,40 +52,46 @@ class FirstPass:
 
     Attributes:
         samples: The samples, in order.
-        files: Their files, in order.
+        files: Their files, in order, without those that were skipped.
         features: The columns, with the statistics of all files.
+        skipped: Files that cannot be read.
+        missing: Branches that some files lack, by name, and those files' paths.
+        sampled: Share of the clusters that was measured.
+        key: Branches that identify an event, for the split; empty for file and entry.
+        max_events: Events to read at most of each dataset.
+        sketches: Of each dataset: what histograms are drawn from. Empty when nothing was measured.
     """
 
     samples: tuple[Sample, ...]
     files: tuple[ScannedFile, ...]
     features: FeatureSpec
+    skipped: tuple[SkippedFile, ...] = ()
+    missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sampled: float = 1.0
+    key: tuple[str, ...] = ()
+    max_events: int | None = None
+    sketches: tuple[Sketches, ...] = field(default=(), repr=False)
 
     @property
     def entries(self) -> int:
-        """Events in all files."""
-        return sum(file.entries for file in self.files)
+        """Events to read of all files."""
+        there = [
+            sum(file.entries for file in self.files if file.dataset == index)
+            for index in range(len(self.samples))
+        ]
+        return sum(there if self.max_events is None else [min(n, self.max_events) for n in there])
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Branches that cannot be columns, with their C++ types."""
-        return {name: kind for file in self.files for name, kind in file.left_out.items()}
+        """Branches that cannot be columns, with their types."""
+        layouts = {id(file.left_out): file.left_out for file in self.files}
+        return {name: kind for layout in layouts.values() for name, kind in layout.items()}
 
-    def shards(self, target: int) -> list[Shard]:
-        """Cut all files into shards of about ``target`` entries, in file order."""
-        return [
-            Shard(
-                path=file.path,
-                tree=file.tree,
-                uuid=file.uuid,
-                start=start,
-                stop=stop,
-                dataset=file.dataset,
-                file=index,
-                label=self.samples[file.dataset].label,
-            )
-            for index, file in enumerate(self.files)
-            for start, stop in cut(file.boundaries, target)
-        ]
+    @property
+    def complete(self) -> bool:
+        """Whether the statistics are of every value that will be read."""
+        measured = all(feature.statistics is not None for feature in self.features.features)
+        return self.sampled >= 1 and bool(self.sketches) and measured
 
 
 def first_pass(
@@ -118,177 +99,178 @@ def first_pass(
     inputs: Inputs | None = None,
     *,
     reading: ReadingSettings | None = None,
+    key: Sequence[str] | None = None,
     features: FeatureSpec | None = None,
     progress: bool | None = None,
+    everything: bool = False,
 ) -> FirstPass:
-    """Look into every file, spread over the cluster.
+    """Look into every file, spread over the cluster; what an earlier first pass learnt is remembered.
+
+    What it reads follows from what must be known. Entries and clusters come from metadata; a multiplicity
+    from the branch that counts the values; values are read only for the scaling, or when ``everything`` is
+    wanted.
 
     Args:
         samples: What to read.
         inputs: What the model is to see; None for every numeric branch.
         reading: How files are read.
+        key: Branches that identify an event for the split, whole numbers in every file; None for run,
+            luminosity block and event (or their names elsewhere) where all files have them.
         features: A known FeatureSpec: then only entries and clusters are looked up, its branches are the
             ones read, and nothing is measured.
         progress: Whether to show a progress bar; None for only on a terminal.
+        everything: Whether to measure also what this model does not need.
 
     Raises:
         DataError: Naming the file, tree and branch that cannot be used.
-        JobError: When ``inputs.objects`` names nothing there is.
+        JobError: When an expression is wrong, or ``inputs.objects`` names nothing there is.
     """
-    inputs = inputs or Inputs()
-    lengths = {name: rule.length for name, rule in inputs.objects.items() if rule.length is not None}
-    jobs = [
-        (path, sample.tree, inputs.include, inputs.exclude, features, index)
-        for index, sample in enumerate(samples)
-        for path in find_files(sample.files)
-    ]
-    files = spread(scan_file, jobs, description="files", progress=progress)
-    for index, sample in enumerate(samples):
-        own = [file for file in files if file.dataset == index]
-        if not any(file.entries for file in own):
-            others = f" and {len(own) - 1} more files are" if len(own) > 1 else " is"
-            raise EmptyDataError(
-                f"dataset {sample.name!r} has no events: {own[0].path}, tree {own[0].tree!r}{others} empty",
-                "Leave it out, or give files with events",
-            )
-    found = FirstPass(tuple(samples), tuple(files), features) if features else None
-    if found:
-        return found
-    kinds = _common_kinds(files)
-    return FirstPass(
-        tuple(samples), tuple(files), _measure(files, kinds, lengths, inputs.normalise, progress)
-    )
+    call = prepare_call(samples, inputs, reading=reading, key=key, features=features, everything=everything)
+    return call.remembered() or call.run(progress)
 
 
-def scan_file(
-    path: str,
-    tree: str | None,
-    include: Sequence[str] | None,
-    exclude: Sequence[str],
+def prepare_call(
+    samples: Sequence[Sample],
+    inputs: Inputs | None = None,
+    *,
+    reading: ReadingSettings | None = None,
+    key: Sequence[str] | None = None,
     features: FeatureSpec | None = None,
-    dataset: int = 0,
-) -> ScannedFile:
-    """Learn one file's entries, clusters and branches, without reading an event."""
-    opened = open_tree(path, tree)
-    name = opened.object_path.strip("/").partition(";")[0]
-    with naming(path, name):
-        kinds, others = branch_kinds(opened)
-        where = f"{path}, tree {name!r}"
-        if features is not None:
-            # Exact names: a branch of the spec may hold characters a glob would take for its own.
-            chosen = _exactly(features, kinds, where)
-        else:
-            chosen = choose(kinds, others, where, include, exclude)
-        branches = [opened[branch] for branch in chosen]
-        common = set.intersection(*(set(branch.entry_offsets) for branch in branches))
-        entries = int(opened.num_entries)
-        return ScannedFile(
-            path=path,
-            tree=name,
-            uuid=str(opened.file.uuid),
-            entries=entries,
-            boundaries=tuple(sorted({0, entries} | {int(edge) for edge in common if edge < entries})),
-            bytes=sum(int(branch.uncompressed_bytes) for branch in branches),
-            kinds=chosen,
-            left_out=others,
-            dataset=dataset,
-        )
+    everything: bool = False,
+) -> Call:
+    """Look up the files and their states; arguments as for :func:`first_pass`.
+
+    For who wants to know what is remembered before a cluster is started.
+    """
+    inputs, reading = inputs or Inputs(), reading or ReadingSettings()
+    check_syntax(inputs.define, inputs.select, inputs.objects)
+    found = tuple(s if s.sources else s.found(reading.redirectors) for s in samples)
+    request = Request(inputs, reading, None if key is None else tuple(key), features, everything)
+    memo = open_memo()
+    sources = [source for sample in found for source in sample.sources]
+    return Call(found, request, memo, states(sources) if memo is not None else [None] * len(sources))
 
 
-def measure_shard(shard: Shard, kinds: Mapping[str, Kind]) -> dict[str, tuple[Statistics, int]]:
-    """Measure the branches of one shard: statistics of the values, and the largest multiplicity."""
-    arrays = read_arrays(shard.path, shard.tree, list(kinds), shard.start, shard.stop)
-    measured = {}
-    with naming(shard.path, shard.tree):
-        for name, kind in kinds.items():
-            if kind == "flat":
-                measured[name] = (Statistics.of(ak.to_numpy(arrays[name])), 1)
-                continue
-            counts = ak.to_numpy(ak.num(arrays[name], axis=1))
-            values = ak.to_numpy(ak.flatten(arrays[name], axis=1))
-            measured[name] = (Statistics.of(values), int(counts.max()) if len(counts) else 0)
-    return measured
+@dataclass(frozen=True)
+class Call:
+    """A first pass to be made.
+
+    Attributes:
+        samples: With their files looked up.
+        request: What is asked of every file.
+        memo: What earlier ones learnt; None for off.
+        states: Of the files, as they are.
+    """
+
+    samples: tuple[Sample, ...]
+    request: Request
+    memo: Memo | None
+    states: Sequence[State | None]
+
+    def remembered(self) -> FirstPass | None:
+        """Return the result, if nothing has to be looked at; no file is opened, and Ray is not started."""
+        if self.memo is None or None in self.states:
+            return None
+        content = recall(self.memo, self._key())
+        if content is None:
+            return None
+        sources = [(source, index) for index, sample in enumerate(self.samples) for source in sample.sources]
+        return content.result(self.samples, sources, self.request)
+
+    def run(self, progress: bool | None = None) -> FirstPass:
+        """Look into the files, in Ray tasks."""
+        if self.memo is not None:
+            wait_until_settled(self.states)
+        outcomes = survey(self.samples, self.request, self.memo, self.states, progress)
+        found = combined(self.samples, outcomes, self.request)
+        if self.memo is not None and None not in self.states and not found.skipped:
+            remember(self.memo, self._key(), found)
+            self.memo.trim()
+        return found
+
+    def _key(self) -> list[object]:
+        known = [
+            [sample.tree, [[s.path, *s.alternatives] for s in sample.sources]] for sample in self.samples
+        ]
+        limits = [self.request.reading.max_events, self.request.reading.bad_files.model_dump()]
+        return [known, [state.key() for state in self.states if state], self.request.document(), limits]
 
 
-def _exactly(features: FeatureSpec, kinds: Mapping[str, Kind], where: str) -> dict[str, Kind]:
-    for feature in features.features:
-        if feature.name not in kinds:
-            raise BranchMissingError(f"no branch {feature.name!r} in {where}", nearest(feature.name, kinds))
-        if kinds[feature.name] != feature.kind:
-            raise DataError(
-                f"{feature.name!r} is {feature.kind} in the features, but {kinds[feature.name]} in {where}",
-                "Read files of the layout the features were made from",
-            )
-    return {feature.name: feature.kind for feature in features.features}
-
-
-def _common_kinds(files: Sequence[ScannedFile]) -> Mapping[str, Kind]:
-    """Return the branches of all files, which must be the same: a column has one meaning."""
-    first = files[0]
-    for file in files[1:]:
-        if file.kinds == first.kinds:
-            continue
-        for has, lacks in ((first, file), (file, first)):
-            absent = sorted(set(has.kinds) - set(lacks.kinds))
-            if absent:
-                raise BranchMissingError(
-                    f"branch {absent[0]!r} is in {has.path}, but not in {lacks.path}, tree {lacks.tree!r}"
-                    + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""),
-                    "Choose branches that all files have, with include and exclude",
-                )
-        name = next(name for name in first.kinds if first.kinds[name] != file.kinds[name])
-        raise DataError(
-            f"branch {name!r} is {first.kinds[name]} in {first.path}, but {file.kinds[name]} in {file.path}",
-            f"Exclude {name!r}",
-        )
-    return first.kinds
-
-
-def _measure(
-    files: Sequence[ScannedFile],
-    kinds: Mapping[str, Kind],
-    lengths: Mapping[str, int],
-    normalisation: Normalisation,
-    progress: bool | None,
-) -> FeatureSpec:
-    shards = []
-    for file in files:
-        target = max(1, PASS_BYTES * file.entries // max(1, file.bytes))
-        whole = Shard(path=file.path, tree=file.tree, uuid=file.uuid, start=0, stop=file.entries)
-        shards += [replace(whole, start=start, stop=stop) for start, stop in cut(file.boundaries, target)]
-    total = {name: (Statistics(), 0) for name in kinds}
-    # Merged in the order of the files, so that the result does not depend on who finished first.
-    for measured in spread(
-        measure_shard, [(shard, dict(kinds)) for shard in shards], description="first pass", progress=progress
-    ):
-        for name, (statistics, multiplicity) in measured.items():
-            seen, largest = total[name]
-            total[name] = (seen.merge(statistics), max(largest, multiplicity))
-    chosen = _lengths(kinds, lengths)
-    features = [
-        Feature(
-            name=name,
-            kind=kind,
-            length=1 if kind == "flat" else chosen.get(name, total[name][1]),
-            multiplicity=None if kind == "flat" else total[name][1],
-            statistics=total[name][0],
-        )
-        for name, kind in kinds.items()
-    ]
-    return FeatureSpec.of(
-        features, normalisation=normalisation, entries=int(np.sum([file.entries for file in files]))
+def combined(
+    samples: tuple[Sample, ...], outcomes: Sequence[Visit | SkippedFile], request: Request
+) -> FirstPass:
+    """Put together what was learnt of all files; in their order, so that it does not matter who was first."""
+    visits = [outcome for outcome in outcomes if isinstance(outcome, Visit)]
+    skipped = tuple(outcome for outcome in outcomes if isinstance(outcome, SkippedFile))
+    check_skipped(skipped, len(outcomes), request)
+    files = tuple(shared([visit.file for visit in visits]))
+    check_not_empty(files, [sample.name for sample in samples])
+    chosen, missing = common(files, request)
+    result = FirstPass(
+        samples,
+        files,
+        request.features,  # type: ignore[arg-type]  # replaced below
+        skipped=skipped,
+        missing=missing,
+        sampled=request.reading.sample if request.features is None else 1.0,
+        key=key_of(files, request),
+        max_events=request.reading.max_events,
     )
+    if request.features is not None:
+        return result
+    paths = {name: set(lacking) for name, lacking in missing.items() if name in chosen}
+    sketches = tuple(
+        Sketches.merged(
+            [
+                part
+                for visit in visits
+                if visit.file.dataset == index
+                for part in _parts(visit, paths, request)
+            ],
+            list(chosen),
+        )
+        for index in range(len(samples))
+    )
+    full = {
+        name
+        for file in {id(file.chosen): file for file in files}.values()
+        for name in wishes(file, request)[0]
+    }
+    features = spec_of(
+        chosen, Sketches.merged(sketches), full, request.inputs, sum(visit.events for visit in visits)
+    )
+    return replace(result, features=features, sketches=sketches if full else ())
 
 
-def _lengths(kinds: Mapping[str, Kind], lengths: Mapping[str, int]) -> dict[str, int]:
-    """Give each jagged branch the length its collection or itself was given."""
-    jagged = [name for name, kind in kinds.items() if kind == "jagged"]
-    chosen: dict[str, int] = {}
-    # A branch's own length is said last, so that it overrules its collection's.
-    for key, length in sorted(lengths.items(), key=lambda item: item[0] in jagged):
-        names = [name for name in jagged if name == key or fnmatchcase(name, f"{key}_*")]
-        if not names:
-            known = [*jagged, *{name.partition("_")[0] for name in jagged}]
-            raise JobError(f"no jagged branch of a collection {key!r}", nearest(key, known))
-        chosen |= dict.fromkeys(names, length)
-    return chosen
+def _parts(visit: Visit, paths: Mapping[str, set[str]], request: Request) -> list[Sketches]:
+    """Return what was measured of a file, and the events for which it lacks a branch."""
+    lacks = {name: Summary(missing=visit.events) for name, own in paths.items() if visit.file.path in own}
+    return [
+        *([visit.sketches] if visit.sketches is not None else []),
+        *([Sketches.of(lacks)] if lacks else []),
+    ]
+
+
+def check_skipped(skipped: Sequence[SkippedFile], files: int, request: Request) -> None:
+    """Refuse too many bad files.
+
+    Raises:
+        FileUnreadableError: Naming the first.
+    """
+    most = request.reading.bad_files.max_fraction
+    if len(skipped) > most * files:
+        raise FileUnreadableError(
+            f"{len(skipped)} of {files} files cannot be read, and bad_files.max_fraction is {most:g}; "
+            f"the first: {skipped[0].reason}",
+            "Mend or leave out these files, or allow more",
+        )
+
+
+__all__ = [
+    "FirstPass",
+    "Sample",
+    "ScannedFile",
+    "SkippedFile",
+    "all_branches",
+    "first_pass",
+]

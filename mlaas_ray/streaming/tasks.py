@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -21,6 +21,7 @@ def spread(
     *,
     description: str,
     progress: bool | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> list[T]:
     """Call a function of an importable module once for each set of arguments, in Ray tasks.
 
@@ -29,6 +30,7 @@ def spread(
         arguments: One tuple a call.
         description: What the progress bar says.
         progress: Whether to show a bar on standard error; None for only when that is a terminal.
+        sizes: What each call counts for in the bar; None for 1.
 
     Returns:
         The results, in the order of the arguments.
@@ -47,15 +49,16 @@ def spread(
     queue = iter(enumerate(calls))
     shown = sys.stderr.isatty() if progress is None else progress
     with _bar(disable=not shown or not calls) as bar:
-        line = bar.add_task(description, total=len(calls))
+        line = bar.add_task(description, total=len(calls) if sizes is None else sum(sizes))
         try:
             while len(results) < len(calls):
                 while len(waiting) < window and (item := next(queue, None)) is not None:
                     index, values = item
                     waiting[task.remote(*values)] = index
                 (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
-                results[waiting.pop(ready)] = ray.get(ready)
-                bar.advance(line)
+                index = waiting.pop(ready)
+                results[index] = ray.get(ready)
+                bar.advance(line, 1 if sizes is None else sizes[index])
         except ray.exceptions.RayTaskError as error:
             # What is in flight may finish by itself: cancelling it by force can bring Ray's driver down.
             if isinstance(error.cause, MlaasError):

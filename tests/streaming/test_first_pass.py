@@ -58,7 +58,7 @@ def test_lengths_are_chosen_by_collection_or_branch(write_tree) -> None:
         ),
     )
     assert {feature.name: feature.length for feature in found.features.features} == {"Jet_id": 1, "Jet_pt": 2}
-    with pytest.raises(JobError, match=r"no jagged branch of a collection 'Jets'.*'Jet'"):
+    with pytest.raises(JobError, match=r"there is no jagged branch 'Jets' or 'Jets_\*'.*'Jet'"):
         first_pass([Sample(write_tree())], Inputs(objects={"Jets": ObjectSettings(length=2)}))
 
 
@@ -94,7 +94,8 @@ def test_known_features_are_not_measured_again(write_tree) -> None:
     features = first_pass([Sample(write_tree("a.root"))], Inputs(include=["MET_pt"])).features
     found = first_pass([Sample(write_tree("b.root", seed=1))], features=features)
     assert found.features is features
-    assert set(found.files[0].kinds) == {"MET_pt"}
+    assert set(found.files[0].chosen) == {"MET_pt"}
+    assert not found.complete
 
 
 def test_known_features_are_compared_with_the_file(write_tree) -> None:

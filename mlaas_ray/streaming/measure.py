@@ -1,0 +1,120 @@
+"""Measure: the columns of some events to the sketches of what a model would see of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from mlaas_ray.core.columns import Column, Columns, Jagged
+from mlaas_ray.core.hashing import mix
+from mlaas_ray.core.inputs import Inputs
+from mlaas_ray.core.prepare import prepare, rule_of
+from mlaas_ray.core.statistics import Sketches, Summary
+from mlaas_ray.streaming.plan import cut
+from mlaas_ray.streaming.scan import Request, ScannedFile
+
+# Uncompressed bytes that are read and measured at once.
+PIECE_BYTES = 32_000_000
+
+
+def measured(columns: Columns, names: Sequence[str], inputs: Inputs) -> Sketches:
+    """Measure what the model would see of some events, before objects beyond its length are cut.
+
+    Args:
+        columns: What was read.
+        names: What to measure, of the file or defined.
+        inputs: What is defined, selected and done to objects.
+
+    Raises:
+        DataError, FeatureError: When the columns do not fit the expressions.
+    """
+    from mlaas_ray.streaming.sweep import summarise  # which brings numba
+
+    prepared, keep = prepare(columns, inputs, names)
+    summaries: dict[str, Summary] = {}
+    for name in names:
+        column = prepared[name] if keep is None else _selected(prepared[name], keep)
+        if isinstance(column, Jagged):
+            largest = int(column.counts.max(initial=0))
+            summaries[name] = summarise(column.content, largest=largest)
+        else:
+            summaries[name] = summarise(column)
+    return Sketches.of(summaries)
+
+
+def counted(columns: Columns, counters: Mapping[str, str]) -> Sketches:
+    """Learn multiplicities from the branches that count the values: ``{"Jet_pt": "nJet"}``."""
+    largest = {counter: int(np.asarray(columns[counter]).max(initial=0)) for counter in counters.values()}
+    return Sketches.of({name: Summary(largest=largest[counter]) for name, counter in counters.items()})
+
+
+def _selected(column: Column, keep: npt.NDArray[np.bool_]) -> Column:
+    if not isinstance(column, Jagged):
+        return column[keep]
+    counts = column.counts
+    content = column.content[np.repeat(keep, counts)]
+    return Jagged(np.concatenate([[0], np.cumsum(counts[keep])]).astype(np.int64), content)
+
+
+def wishes(file: ScannedFile, request: Request) -> tuple[list[str], dict[str, str]]:
+    """Tell what of a file must be read to learn what the features need.
+
+    Returns:
+        What is to be measured, and by branch the counters that do for those whose multiplicity alone counts.
+    """
+    inputs = request.inputs
+    if request.features is not None:
+        return [], {}
+    # what will be filled is not measured
+    names = [name for name in file.chosen if name in file.branches or name in inputs.define]
+    if request.everything or inputs.normalise != "none" or inputs.representation == "grid":
+        return names, {}
+    full: list[str] = []
+    counters: dict[str, str] = {}
+    for name in names:
+        rule = rule_of(name, inputs.objects)
+        if file.chosen[name][0] != "jagged" or (rule and inputs.objects[rule].length is not None):
+            continue
+        shaped = inputs.select is not None or name in inputs.define or (rule and inputs.objects[rule].where)
+        counter = file.branches[name].counter if name in file.branches else None
+        if shaped or counter is None:
+            full.append(name)
+        else:
+            counters[name] = counter
+    return full, counters
+
+
+def pieces(file: ScannedFile, sample: float, stop: int | None = None) -> list[tuple[int, int]]:
+    """Cut what is to be measured of a file into ranges of entries that fit in memory.
+
+    The same for every run: which clusters make a sample is decided by the file's identifier, and how they
+    are cut by its size.
+
+    Args:
+        file: The file.
+        sample: Share of its clusters; at least one.
+        stop: Entries to measure at most, from the first.
+    """
+    edges = [edge for edge in file.boundaries if stop is None or edge < stop]
+    if stop is not None and stop < file.entries:
+        edges.append(stop)
+    if len(edges) < 2:
+        return []
+    target = max(1, PIECE_BYTES * file.entries // max(1, file.bytes))
+    if sample >= 1:
+        return cut(edges, target)
+    seed = int.from_bytes(hashlib.blake2b(file.uuid.encode(), digest_size=8).digest(), "little")
+    with np.errstate(over="ignore"):
+        numbers = mix(np.arange(len(edges) - 1, dtype=np.uint64) + np.uint64(seed))
+    wanted = numbers < np.uint64(int(sample * (2**64 - 1)))
+    wanted[np.argmin(numbers)] = True
+    return [
+        piece
+        for chosen, clusters in zip(wanted, pairwise(edges), strict=True)
+        if chosen
+        for piece in cut(clusters, target)
+    ]
