@@ -60,22 +60,6 @@ def test_a_copy_of_a_file_is_split_alike(write_tree, tmp_path: Path) -> None:
     np.testing.assert_array_equal(*sides)
 
 
-def test_samples_keep_their_labels_and_shuffled_shards_interleave(write_tree) -> None:
-    samples = [
-        Sample(write_tree("s.root", events=20_000, clusters=20), label=1.0, name="s"),
-        Sample(write_tree("b.root", events=20_000, clusters=20, seed=1), label=0.0, name="b"),
-    ]
-    found = first_pass(samples, Inputs(include=["MET_pt"]))
-    batches = list(
-        read_events(found, shuffle=True, seed=1).iter_batches(batch_size=None, batch_format="numpy")
-    )
-    labels = [batch["y"][0] for batch in batches]
-    assert all((batch["y"] == 1.0 - batch["dataset"]).all() for batch in batches)
-    assert sum(len(batch["y"]) for batch in batches) == 40_000
-    # as many blocks of signal among the first half as chance would have it, not all
-    assert 0 < sum(labels[: len(labels) // 2]) < len(labels) // 2
-
-
 def test_a_read_that_fails_names_file_tree_and_branch(write_tree) -> None:
     path = write_tree(events=2000, clusters=1)
     features = first_pass([Sample(path)], Inputs(include=["MET_pt"])).features

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -8,7 +10,14 @@ import pyarrow as pa
 import pytest
 
 from mlaas_ray.training.group import Group
-from mlaas_ray.training.shards import TrainingEvents, ValidationEvents, WholeShards, block_size, tables
+from mlaas_ray.training.shards import (
+    TrainingEvents,
+    ValidationEvents,
+    WholeShards,
+    block_size,
+    one_ahead,
+    tables,
+)
 
 
 def shards_of(dataset: Any, workers: int) -> list[Any]:
@@ -104,3 +113,30 @@ def test_validation_events_come_in_their_order_each_time(limit: int, times: int)
     passes = [np.concatenate([block.y for block in events]).tolist() for _ in range(3)]
     assert passes[0] == passes[1] == passes[2] == [*range(50), *range(30)]
     assert len(readings) == times
+
+
+def test_items_made_ahead_come_in_order_and_an_error_in_its_place() -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise ValueError("the fourth")
+
+    given = one_ahead(items())
+    assert [next(given) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="the fourth"):
+        next(given)
+
+
+def test_the_next_item_is_made_while_one_is_used() -> None:
+    made = threading.Semaphore(0)
+
+    def items() -> Iterator[int]:
+        for number in range(2):
+            made.release()
+            yield number
+
+    given = one_ahead(items())
+    next(given)
+    assert made.acquire(timeout=10)
+    assert made.acquire(timeout=10)
+    given.close()
+    assert not any(thread.name == "one-ahead" for thread in threading.enumerate())

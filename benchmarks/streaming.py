@@ -1,0 +1,324 @@
+"""What streaming costs: events of ROOT files to rows in Ray's blocks, and inside a training worker.
+
+Four ways to the same rows, each in processes of its own, in one run:
+
+- plain: one process, own decoding and one compiled loop, no Ray (benchmarks/loops.py);
+- awkward: what one writes today: uproot, then ak.pad_none, ak.fill_none and numpy for every branch;
+- block: read_root's tasks read, and this process takes the blocks out of the object store;
+- plan: a training worker reads its own blocks.
+
+Each is asked for the CPU seconds of its whole process tree: all of them, and those while it runs, from the
+first rows to the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled", RAY_TRAIN_ENABLE_STATE_TRACKING="0")
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+WAYS = ("plain", "awkward", "block", "plan")
+OBJECT_STORE = 1_500_000_000
+
+
+class TreeClock:
+    """CPU seconds of this process and all it starts, also of those that have ended.
+
+    Processes are looked at every tenth of a second, so the last moments of one that ends are not counted.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, float], float] = {}
+        self._own = psutil.Process()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        self.peak = 0
+
+    def seconds(self) -> float:
+        """Return what was used so far."""
+        self._look()
+        return sum(self._seen.values())
+
+    def _watch(self) -> None:
+        while True:
+            self._look()
+            time.sleep(0.1)
+
+    def _look(self) -> None:
+        with self._lock:
+            memory = 0
+            for process in [self._own, *self._own.children(recursive=True)]:
+                try:
+                    times = process.cpu_times()
+                    self._seen[process.pid, process.create_time()] = times.user + times.system
+                    memory += process.memory_info().rss - getattr(process.memory_info(), "shared", 0)
+                except psutil.Error:
+                    continue
+            self.peak = max(self.peak, memory + _shared())
+
+
+def _shared() -> int:
+    """Return bytes of shared memory in use: the object store's."""
+    usage = os.statvfs("/dev/shm")
+    return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+
+
+def measure(way: Callable[[], Iterator[int]]) -> dict[str, float]:
+    """Run a way through; it gives the number of events of each batch of rows."""
+    clock = TreeClock()
+    # what Python and the imports took is part of the whole
+    begun = psutil.Process().create_time()
+    events = first = 0
+    running = (0.0, 0.0)
+    for count in way():
+        if not events:
+            running, first = (time.time(), clock.seconds()), count
+        events += count
+    wall, cpu = time.time() - begun, clock.seconds()
+    steady = events - first
+    return {
+        "events": events,
+        "cpu_s": cpu,
+        "wall_s": wall,
+        "cpu_s_per_mev": cpu / events * 1e6,
+        "events_per_s": events / wall,
+        "running_cpu_s_per_mev": (cpu - running[1]) / steady * 1e6 if steady else float("nan"),
+        "running_events_per_s": steady / (begun + wall - running[0]) if steady else float("nan"),
+        "peak_bytes": clock.peak,
+    }
+
+
+def plain(files: list[str], features: Any, cpus: int) -> Iterator[int]:
+    """Give the batches of the plain loop."""
+    from loops import plain as loop
+
+    return loop(files, features)
+
+
+def awkward(files: list[str], features: Any, cpus: int) -> Iterator[int]:
+    """Give the batches of the usual loop."""
+    from loops import awkward as loop
+
+    return loop(files, features)
+
+
+def block(files: list[str], features: Any, cpus: int) -> Iterator[int]:
+    """Take blocks out of the object store."""
+    import ray
+
+    from mlaas_ray.streaming import read_root
+
+    _start(cpus)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    dataset = read_root(files, "Events", features=features, shuffle=True)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield batch.num_rows
+
+
+def plan(files: list[str], features: Any, cpus: int) -> Iterator[int]:
+    """Read in the worker of a TorchTrainer; the counts come when it has ended."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from mlaas_ray.streaming import Sample, first_pass, plan_reader, read_events
+
+    _start(cpus)
+    found = first_pass([Sample(files, "Events")], features=features)
+    with tempfile.TemporaryDirectory() as storage:
+        trainer = TorchTrainer(
+            _consume,
+            train_loop_config={"reader": plan_reader(found), "told": f"{storage}/told"},
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+            datasets={"train": read_events(found, shuffle=True, mode="plan")},
+            run_config=RunConfig(storage_path=storage),
+        )
+        thread = threading.Thread(target=trainer.fit)
+        thread.start()
+        yield from _told(Path(f"{storage}/told"), thread)
+        thread.join()
+    ray.shutdown()
+
+
+def _consume(config: dict[str, Any]) -> None:
+    import ray.train
+
+    shard = ray.train.get_dataset_shard("train")
+    rows = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    with open(config["told"], "w", buffering=1) as told:
+        for table in config["reader"].tables(rows):
+            told.write(f"{table.num_rows}\n")
+
+
+def _told(path: Path, thread: threading.Thread) -> Iterator[int]:
+    """Give the counts that another process writes, as they come."""
+    position = 0
+    while True:
+        alive = thread.is_alive()
+        text = path.read_text() if path.exists() else ""
+        lines = text[position:].splitlines(keepends=True)
+        for line in lines:
+            if line.endswith("\n"):
+                position += len(line)
+                yield int(line)
+        if not alive:
+            return
+        time.sleep(0.02)
+
+
+def _start(cpus: int) -> None:
+    import logging
+
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=OBJECT_STORE,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def repeated(files: list[str], events: int, folder: Path) -> list[str]:
+    """Return so many links to the files in turn that they hold the events asked for."""
+    import uproot
+
+    each = sum(uproot.open(file)["Events"].num_entries for file in files)
+    links = []
+    for number in range(-(-events // each)):
+        for file in files:
+            link = folder / f"{number:05d}-{Path(file).name}"
+            os.link(file, link)
+            links.append(str(link))
+    return links
+
+
+def _spec(files: list[str], folder: Path) -> Path:
+    """Make the first pass, which all ways are given."""
+    path = folder / "features.json"
+    script = (
+        "import sys, ray; from mlaas_ray.streaming import Sample, first_pass; "
+        "from mlaas_ray.core.inputs import Inputs; "
+        "ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False); "
+        "found = first_pass([Sample(sys.argv[2:], 'Events')], "
+        "Inputs(exclude=('run', 'event', 'luminosityBlock'))); "
+        "open(sys.argv[1], 'w').write(found.features.to_json())"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path), *files], check=True, stderr=subprocess.DEVNULL)
+    return path
+
+
+def once(way: str, files: list[str], features: Path, cpus: int) -> dict[str, float]:
+    """Measure one way in a new process."""
+    listing = features.parent / "files.json"
+    listing.write_text(json.dumps(files))
+    command = [sys.executable, __file__, "--way", way, "--features", str(features), "--cpus", str(cpus)]
+    done = subprocess.run(
+        [*command, str(listing)], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
+    if done.returncode:
+        sys.exit(f"{way} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compare(files: list[str], events: int, usual: int, repeats: int) -> dict[str, Any]:
+    """Measure all ways in turn, and return medians and their ratios."""
+    # Beside the files: links do not cross file systems.
+    with tempfile.TemporaryDirectory(dir=Path(files[0]).parent) as name:
+        folder = Path(name)
+        features = _spec(files, folder)
+        many = repeated(files, events, folder)
+        few = many[: max(len(files), -(-len(many) * usual // events))]
+        runs: dict[str, list[dict[str, float]]] = {}
+        # in turn, so that a disturbance of the machine meets all of them
+        for number in range(repeats):
+            for way, given, cpus in (
+                ("plain", many, 1),
+                ("awkward", few, 1),
+                ("block", many, 2),
+                ("block_1_cpu", many, 1),
+                ("plan", many, 2),
+            ):
+                result = once(way.removesuffix("_1_cpu"), given, features, cpus)
+                runs.setdefault(way, []).append(result)
+                print(f"{number + 1}/{repeats} {way}: {result}", file=sys.stderr)
+    result: dict[str, Any] = {
+        way: {key: statistics.median(run[key] for run in own) for key in own[0]} for way, own in runs.items()
+    }
+    for kind, key in (("", "cpu_s_per_mev"), ("running_", "running_cpu_s_per_mev")):
+        cost = {way: result[way][key] for way in runs}
+        result[f"{kind}block_over_plain"] = cost["block"] / cost["plain"]
+        result[f"{kind}plan_over_plain"] = cost["plan"] / cost["plain"]
+        result[f"{kind}awkward_over_plan"] = cost["awkward"] / cost["plan"]
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the medians as a table."""
+    table = Table("", "CPU-s/Mev", "events/s", "running: CPU-s/Mev", "events/s", "peak GB")
+    for way, numbers in result.items():
+        if isinstance(numbers, dict):
+            table.add_row(
+                way,
+                f"{numbers['cpu_s_per_mev']:.2f}",
+                f"{numbers['events_per_s']:,.0f}",
+                f"{numbers['running_cpu_s_per_mev']:.2f}",
+                f"{numbers['running_events_per_s']:,.0f}",
+                f"{numbers['peak_bytes'] / 1e9:.2f}",
+            )
+    Console().print(table)
+    for name, value in result.items():
+        if not isinstance(value, dict):
+            print(f"{name}: {value:.3f}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", help="ROOT files with a tree Events, read over and over")
+    parser.add_argument("--events", type=int, default=3_000_000)
+    parser.add_argument("--awkward-events", type=int, default=200_000, help="for the slow way, per repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--features", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--cpus", type=int, default=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        from mlaas_ray.core import FeatureSpec
+
+        features = FeatureSpec.from_json(options.features.read_text())
+        files = json.loads(Path(options.files[0]).read_text())
+        way = globals()[options.way]
+        print(json.dumps(measure(lambda: way(files, features, options.cpus))))
+        return
+    result = compare(
+        [str(Path(file).absolute()) for file in options.files],
+        options.events,
+        options.awkward_events,
+        options.repeats,
+    )
+    print(json.dumps(result)) if options.json else show(result)
+
+
+if __name__ == "__main__":
+    main()
