@@ -73,8 +73,7 @@ def grid_spec(inputs: InputSettings, features: Sequence[Feature], **rest: Any) -
             [feature for feature in features if feature.name in needed],
             scalars=tuple(_scalars(inputs.scalars, kinds)),
             views=tuple(views),
-            normalisation=inputs.normalise,
-            **rest,
+            **{"normalisation": inputs.normalise, **rest},
         )
     except FeatureError as error:
         raise JobError(f"inputs.views: {error.message}", "Name each view and channel differently") from None

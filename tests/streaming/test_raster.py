@@ -2,14 +2,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import awkward as ak
 import numpy as np
 import pytest
 
 from mlaas_ray.core.columns import Column, Jagged
 from mlaas_ray.core.features import Feature
 from mlaas_ray.core.grid import Axis, Channel, GridSpec, View
+from mlaas_ray.core.inputs import Inputs
+from mlaas_ray.core.prepare import needed_branches, prepare
 from mlaas_ray.core.rasterise import rasterise as reference
+from mlaas_ray.streaming.events import open_events
+from mlaas_ray.streaming.first_pass import Sample, first_pass
 from mlaas_ray.streaming.raster import out_of_bounds, rasterise
+from mlaas_ray.streaming.source import Source
 
 ETA = Axis(name="eta", bins=11, low=-2.5, high=2.5)
 PHI = Axis(name="phi", bins=7, low=-np.pi, high=np.pi, periodic=True)
@@ -106,3 +112,45 @@ def test_values_out_of_bounds_are_counted_by_branch() -> None:
     low[names.index("Jet_pt")], high[names.index("Jet_pt")] = -1.0, 8.0
     found = dict(zip(names, out_of_bounds(columns, of, (low, high)), strict=True))
     assert {name: n for name, n in found.items() if n} == {"MET": 1, "Jet_pt": 2}
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_file_becomes_the_images_that_numpy_draws(write_tree) -> None:
+    random = np.random.default_rng(5)
+    counts = random.integers(0, 9, 60)
+    hits = {
+        f"Hit_{field}": ak.unflatten(values.astype(np.float32), counts)
+        for field, values in (
+            ("eta", random.normal(0, 3, counts.sum())),
+            ("phi", random.uniform(-3, 3, counts.sum())),
+            ("pt", random.exponential(30, counts.sum())),
+        )
+    }
+    path = write_tree(events=60, extra=hits)
+    asked = {
+        "representation": "grid",
+        "views": {"x": "eta", "y": "phi", "x_bins": 5, "y_bins": 4, "weight": "Hit_w", "channels": ["Hit"]},
+        "scalars": "MET_pt",
+        "define": {"Hit_w": "sqrt(Hit_pt)"},
+        "objects": {"Hit": {"where": "Hit_pt > 10"}},
+        "select": "MET_pt > 15",
+    }
+    of = first_pass([Sample(path)], Inputs.of(asked, "inputs")).features
+    assert isinstance(of, GridSpec)
+    eta = of.views[0].x
+    assert (eta.low, eta.high) == (max(-5, ak.min(hits["Hit_eta"])), min(5, ak.max(hits["Hit_eta"])))
+
+    file = open_events(Source(str(path)))
+    names = sorted(needed_branches(of))
+    columns, keep = prepare(file.decode(file.fetch(names, 0, 60)), of)
+    assert keep is not None
+    assert 0 < keep.sum() < 60
+    rows = np.where(keep, np.cumsum(keep) - 1, -1)
+    out = np.empty((keep.sum(), of.width), np.float32)
+    rasterise(columns, of, out, rows)
+    np.testing.assert_array_equal(out[:, 0], columns["MET_pt"][keep])
+    for image, event in zip(of.fold(out)["eta_phi"][:, 0], np.flatnonzero(keep), strict=True):
+        x, y, pt = (values[event].to_numpy() for values in hits.values())
+        weight = np.where(pt > 10, np.sqrt(pt), 0)
+        edges = [of.views[0].y.edges, eta.edges]
+        np.testing.assert_allclose(image, np.histogram2d(y, x, edges, weights=weight)[0], rtol=1e-6)
