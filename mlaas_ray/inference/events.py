@@ -5,7 +5,8 @@ written in any case, other fields are ignored, as TFaaS does:
 
 - ``keys`` and ``values``: values in the order of the keys; a key that is not given has no value;
 - ``values`` alone: values in the model's order, all of them; null where there is none;
-- ``event``: ``{"MET_pt": 31.2, "Jet_pt": [52.1, 33.0]}``, flattened by the model's own FeatureSpec;
+- ``event``: the file's branches, ``{"MET_pt": 31.2, "Jet_pt": [52.1, 33.0]}``, prepared and flattened by the
+  model's own FeatureSpec as in training;
 - ``values`` as a list of rows, or ``events`` as a list of events: many at once.
 """
 

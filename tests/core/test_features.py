@@ -161,6 +161,14 @@ class TestJson:
         with pytest.raises(FeatureError, match="was changed after it was written"):
             FeatureSpec.from_json(text)
 
+    def test_a_copy_with_other_values_has_a_digest_and_columns_of_its_own(self) -> None:
+        made = spec()
+        before = made.digest, made.columns
+        copy = made.model_copy(update={"features": made.features[:1], "entries": 3})
+        assert copy.columns == ("MET_pt",)
+        assert FeatureSpec.from_json(copy.to_json()) == copy
+        assert (made.digest, made.columns) == before
+
     def test_a_spec_written_by_hand_needs_no_digest(self) -> None:
         content = json.loads(spec().to_json())
         del content["sha256"]

@@ -255,6 +255,14 @@ class TestEvents:
         assert np.isnan(rows[:2]).all()
         np.testing.assert_array_equal(rows[2, 4:6], [NAN, 2])
 
+    def test_a_fixed_branch_has_all_its_values_or_none(self) -> None:
+        spec = FeatureSpec.of([Feature(name="cov", kind="fixed", length=3)])
+        rows = flatten_events([{"cov": [1, None, 3]}, {}, {"cov": None}], spec)
+        np.testing.assert_array_equal(rows, [[1, NAN, 3], [NAN] * 3, [NAN] * 3])
+        for short in ([1, 2], [1, 2, 3, 4]):
+            with pytest.raises(EventError, match=f"'cov' has 3 values an event, but {len(short)} were sent"):
+                flatten_events([{"cov": short}], spec)
+
     def test_integers_of_any_size_are_numbers(self, spec: FeatureSpec) -> None:
         rows = flatten_events([{"MET_pt": 2**70}, {"MET_pt": -(10**400)}], spec)
         np.testing.assert_array_equal(rows[:, 0], np.array([2.0**70, -np.inf], np.float32))

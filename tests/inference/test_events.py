@@ -3,6 +3,7 @@ import orjson
 import pytest
 
 from mlaas_ray.core.errors import EventError
+from mlaas_ray.core.features import Feature, FeatureSpec, ObjectRule
 from mlaas_ray.inference.events import Query
 from tests.serving import SPEC, WIDTH
 
@@ -47,6 +48,22 @@ def test_many_rows_come_as_lists(document):
     found, many = rows(document)
     assert many
     np.testing.assert_array_equal(found, np.arange(1, 11, dtype=np.float32).reshape(2, 5))
+
+
+def test_an_event_is_of_the_files_branches_and_keys_are_of_the_models_columns():
+    spec = FeatureSpec.of(
+        [Feature(name="HT", kind="flat"), Feature(name="Jet_pt", kind="jagged", length=4)],
+        define={"HT": "sum(Jet_pt)"},
+        objects={"Jet": ObjectRule(sort_by="Jet_pt")},
+    )
+    row = np.array([[6, 3, 2, 1, NAN]], dtype=np.float32)
+    np.testing.assert_array_equal(rows({"event": {"Jet_pt": [1, 3, 2]}}, spec)[0], row)
+    prepared = {"keys": ["HT", "Jet_pt_0", "Jet_pt_1", "Jet_pt_2"], "values": [6, 3, 2, 1]}
+    np.testing.assert_array_equal(rows(prepared, spec)[0], row)
+    with pytest.raises(EventError, match=r"'HT' is computed by the model\. Send what it is made of: Jet_pt"):
+        rows({"event": {"Jet_pt": [1, 3, 2], "HT": 6}}, spec)
+    with pytest.raises(EventError, match="row 0: the value of HT is too large for float32"):
+        rows({"event": {"Jet_pt": [3e38, 3e38]}}, spec)
 
 
 def test_names_of_fields_may_be_in_any_case():
