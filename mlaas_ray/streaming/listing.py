@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from mlaas_ray.core.errors import FileMissingError, FileUnreadableError, JobError
 from mlaas_ray.core.location import Location, Protocol, locate
 from mlaas_ray.streaming.faults import Fault
-from mlaas_ray.streaming.xrootd import configure_xrootd, fault
+from mlaas_ray.streaming.webfile import CONNECT_SECONDS, READ_SECONDS
+from mlaas_ray.streaming.xrootd import fault, load_xrootd
 
 S3_INSTALL = "pip install 'mlaas-ray[s3]'"
 
@@ -68,23 +69,19 @@ class _XRootD:
     """An XRootD server, or all servers of a redirector together. One request lists one folder."""
 
     def __init__(self, url: str) -> None:
-        configure_xrootd()
-        from XRootD import client
-
         parts = urlsplit(url)
         self._base = f"{parts.scheme}://{parts.netloc}/"
         # A token in the query goes with each request, and with each file.
         self._query = f"?{parts.query}" if parts.query else ""
-        self._system: Any = client.FileSystem(self._base)  # type: ignore[attr-defined,no-untyped-call]
+        self._client = load_xrootd()
+        self._system = self._client.FileSystem(self._base)
 
     def look(self, url: str) -> Found | None:
-        from XRootD.client.flags import StatInfoFlags
-
         with _asking(url):
             status, info = self._system.stat(self._path(url) + self._query)
             if not self._is_there(status):
                 return None
-        return Found(url, info.size, bool(info.flags & StatInfoFlags.IS_DIR))
+        return Found(url, info.size, bool(info.flags & self._client.flags.StatInfoFlags.IS_DIR))
 
     def below(self, url: str) -> list[Found]:
         with _asking(url):
@@ -111,12 +108,9 @@ class _XRootD:
 
     def _list(self, folder: str, *, recursive: bool = False) -> list[tuple[str, int, bool]]:
         """Return what lies in a folder, or anywhere below it: path, size, and whether it is a folder."""
-        from XRootD.client.flags import DirListFlags, StatInfoFlags
-
         # Without LOCATE a redirector passes the question on to one of its servers, who tells what it has.
-        flags = DirListFlags.STAT | DirListFlags.LOCATE | DirListFlags.MERGE
-        if recursive:
-            flags |= DirListFlags.RECURSIVE
+        known, is_folder = self._client.flags.DirListFlags, self._client.flags.StatInfoFlags.IS_DIR
+        flags = known.STAT | known.LOCATE | known.MERGE | (known.RECURSIVE if recursive else known.NONE)
         status, listing = self._system.dirlist(folder + self._query, flags)
         if not self._is_there(status):
             return []
@@ -124,7 +118,7 @@ class _XRootD:
             (
                 posixpath.join(folder, entry.name),
                 entry.statinfo.size,
-                bool(entry.statinfo.flags & StatInfoFlags.IS_DIR),
+                bool(entry.statinfo.flags & is_folder),
             )
             for entry in listing
             if not any(part.startswith(".") for part in entry.name.split("/"))
@@ -154,7 +148,11 @@ class _S3:
         import fsspec
 
         try:
-            self._system = fsspec.filesystem("s3", use_listings_cache=False)
+            self._system = fsspec.filesystem(
+                "s3",
+                use_listings_cache=False,
+                config_kwargs={"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS},
+            )
         except ImportError:
             raise JobError(f"reading {url} needs s3fs", f"Install it: {S3_INSTALL}") from None
 
