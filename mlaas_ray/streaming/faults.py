@@ -11,7 +11,7 @@ Kind = Literal["missing", "denied", "wrong", "refused", "failing"]
 MEANING: dict[Kind, str] = {
     "missing": "no such file",
     "denied": "permission denied",
-    "wrong": "not what it should be",
+    "wrong": "",  # the text says it
     "refused": "the server does not answer",
     "failing": "the server failed",
 }
@@ -23,15 +23,16 @@ class Fault(OSError):  # noqa: N818 - what users see is one of core.errors, made
     Args:
         kind: What sort of failure it is.
         text: What the library or server said; may be empty.
+        meaning: What that means, where it is more than the kind says.
 
     Attributes:
         kind: As given.
     """
 
-    def __init__(self, kind: Kind, text: str = "") -> None:
+    def __init__(self, kind: Kind, text: str = "", meaning: str = "") -> None:
         text = " ".join(text.split())[:300]
-        meaning = MEANING[kind]
-        super().__init__(text if kind == "wrong" else f"{meaning} ({text})" if text else meaning)
+        meaning = meaning or MEANING[kind]
+        super().__init__(f"{meaning} ({text})" if meaning and text else meaning or text)
         self.kind = kind
 
     @property

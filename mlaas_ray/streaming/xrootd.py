@@ -46,8 +46,8 @@ IN_FLIGHT = 8
 CLOSE_SECONDS = 10
 
 # Server's error codes (XProtocol, XErrorCode), and XrdCl's own (XrdClStatus.hh).
-_CODES: dict[int, Kind] = {3010: "denied", 3030: "denied", 3011: "missing", 3016: "wrong"}
-_WORDS = {3005: "the file ends too early", 3016: "it is a folder"}
+_CODES: dict[int, Kind] = {3010: "denied", 3030: "denied", 3011: "missing", 3015: "wrong", 3016: "wrong"}
+_MEANING = {3005: "the file ends too early", 3015: "it is no file", 3016: "it is a folder"}
 _STATUS: dict[int, Kind] = {
     101: "refused",  # no such host
     103: "refused",
@@ -106,9 +106,7 @@ def fault(status: int, number: int, text: str) -> Fault:
         text: XrdCl's message.
     """
     if status == 400:
-        kind = _CODES.get(number, "failing")
-        word = _WORDS.get(number)
-        return Fault(kind, f"{word} ({text})" if word else text)
+        return Fault(_CODES.get(number, "failing"), text, _MEANING.get(number, ""))
     return Fault(_STATUS.get(status, "failing"), text)
 
 
@@ -175,8 +173,8 @@ class XRootDFile:
             file.close(timeout=CLOSE_SECONDS, callback=lambda *_: file)
 
     def __del__(self) -> None:
-        # else XrdCl's destructor would wait for an answer
-        self.close()
+        if hasattr(self, "_file"):  # else XrdCl's destructor would wait for an answer
+            self.close()
 
     def _send(self, parts: list[Range]) -> Future[list[Any]]:
         """Ask for parts in one request."""

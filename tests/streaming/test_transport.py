@@ -189,9 +189,12 @@ def test_a_server_without_ranges_is_told_before_its_files_are_downloaded(web: We
         open_bytes(Source(f"{web.url}/a.bin"))
 
 
-def test_a_folder_is_no_file(folder: Path) -> None:
-    with pytest.raises(FileUnreadableError, match="it is a folder"):
-        open_bytes(Source(str(folder)))
+@pytest.mark.xrootd
+def test_a_folder_is_no_file(folder: Path, one_xrootd: str) -> None:
+    (folder / "sub").mkdir()
+    for place in (str(folder), one_xrootd):
+        with pytest.raises(FileUnreadableError, match="it is a folder"):
+            open_bytes(Source(f"{place}/sub"))
 
 
 @pytest.mark.slow
