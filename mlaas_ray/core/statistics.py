@@ -23,6 +23,7 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 BUCKETS = 1 << 16
 _ZERO = 1 << 15  # the bucket that begins at 0
 _INFINITE = 0x7F80  # upper half of float32's infinity
+_TINY = float(np.finfo(np.float32).tiny)
 # Bucket counts pending in a merge before they are added up: bounds its memory.
 _PENDING = 10_000_000
 
@@ -257,6 +258,8 @@ class Sketches:
         within = np.clip((rank - before[place] + 0.5) / weights[place], 0.0, 1.0)
         low, high = edges()[buckets[place].astype(np.int64)], edges()[buckets[place].astype(np.int64) + 1]
         found = low + within * (high - low)
+        # the bucket of 0 is shared with what float32 can hardly tell from it
+        found[np.abs(found) < _TINY] = 0.0
         if self.whole[row]:
             # the whole number of a bucket is its edge nearest to 0; larger ones share a bucket
             found = np.trunc(found)

@@ -94,6 +94,10 @@ def test_quantiles_of_whole_numbers_are_whole() -> None:
     )
 
 
+def test_a_quantile_among_zeros_is_zero() -> None:
+    assert Statistics.of([0.0] * 90 + [0.5] * 10).quantiles[0.5] == 0.0
+
+
 def test_a_histogram_holds_every_value_in_its_bin() -> None:
     values = np.random.default_rng(5).integers(-20, 20, 5000).astype(float)
     bins = np.arange(-20.5, 20.5)
