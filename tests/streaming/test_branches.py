@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from mlaas_ray.core.errors import BranchMissingError, DataError
+from mlaas_ray.streaming.branches import choose
+
+KINDS = {"MET_pt": "flat", "Jet_pt": "jagged", "Jet_eta": "jagged", "hits[3]": "fixed"}
+
+
+def test_branches_are_chosen_by_name_and_glob() -> None:
+    assert choose(KINDS, {}, "here", ["Jet_*"], ["*_eta"]) == {"Jet_pt": "jagged"}
+    assert choose(KINDS, {}, "here", None, []) == KINDS
+
+
+def test_a_name_that_looks_like_a_glob_is_a_name_first() -> None:
+    assert choose(KINDS, {}, "here", ["hits[3]"], []) == {"hits[3]": "fixed"}
+    assert "hits[3]" not in choose(KINDS, {}, "here", None, ["hits[3]"])
+
+
+def test_a_missing_branch_offers_the_nearest() -> None:
+    with pytest.raises(BranchMissingError, match=r"no branch 'Jet_Pt' in here.*'Jet_pt'"):
+        choose(KINDS, {}, "here", ["Jet_Pt"], [])
+
+
+def test_a_branch_that_is_no_number_is_refused_by_its_type() -> None:
+    with pytest.raises(DataError, match="'name' in here is no numeric branch \\(std::string\\)"):
+        choose(KINDS, {"name": "std::string"}, "here", ["name"], [])
+
+
+def test_excluding_everything_is_refused() -> None:
+    with pytest.raises(BranchMissingError, match="no numeric branch is left"):
+        choose(KINDS, {}, "here", None, ["*"])
