@@ -15,7 +15,7 @@ from mlaas_ray.core.errors import EventError, nearest
 from mlaas_ray.core.expressions import Expression
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.prepare import needed_branches, rule_of
-from mlaas_ray.core.values import from_counts
+from mlaas_ray.core.values import Whole, from_counts
 
 Event = Mapping[str, Any]
 
@@ -33,8 +33,8 @@ def columns_of(events: Sequence[Event], spec: FeatureSpec, *, complete: bool = T
         EventError: For a branch the spec does not know, a list where one value is due or the reverse, and
             values that are not numbers.
     """
-    known = spec.raw.keys() | needed_branches(spec)
-    for name in set(chain.from_iterable(events)) - known:
+    further = set(chain.from_iterable(events)) - spec.raw.keys()
+    for name in further - needed_branches(spec) if further else ():  # the selection's are known, not needed
         raise _unknown(name, spec)
     sent = {name: [event.get(name) for event in events] for name in spec.raw}
     kinds = {name: kind or _kind(name, sent[name]) for name, kind in spec.raw.items()}
@@ -43,10 +43,13 @@ def columns_of(events: Sequence[Event], spec: FeatureSpec, *, complete: bool = T
         values[:] = [() if value is None else value for value in values]
     _complete(lists, spec)
     columns: dict[str, Column] = {}
+    shared: dict[tuple[int, ...], Whole] = {}  # a collection's branches share their offsets
     for name, values in sent.items():
         if kinds[name] == "jagged":
-            counts = np.fromiter(map(len, lists[name]), np.int64, len(events))
-            columns[name] = Jagged(from_counts(counts), numbers(list(chain.from_iterable(lists[name])), name))
+            counts = tuple(map(len, lists[name]))
+            if counts not in shared:
+                shared[counts] = from_counts(np.array(counts))
+            columns[name] = Jagged(shared[counts], numbers(list(chain.from_iterable(lists[name])), name))
         elif kinds[name] == "fixed":
             columns[name] = _fixed(name, values, spec)
         else:

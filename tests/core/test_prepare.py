@@ -110,6 +110,12 @@ def test_values_of_the_event_and_constants_count_for_each_object() -> None:
     assert prepare(columns, objects(Jet={"where": "1", "sort_by": "nJet"}))[0]["Jet_pt"] is columns["Jet_pt"]
 
 
+def test_objects_that_are_in_order_already_are_not_copied() -> None:
+    offsets = np.array([0, 3, 3, 6])
+    columns = {"Jet_pt": Jagged(offsets, np.array([5, 4, NAN, 9, 9, 1], np.float32))}
+    assert prepare(columns, objects(Jet={"sort_by": "Jet_pt"}))[0]["Jet_pt"] is columns["Jet_pt"]
+
+
 def test_a_selection_of_a_number_takes_what_is_not_zero_and_there() -> None:
     for select, expected in {
         "nJet": [True, False, True],
