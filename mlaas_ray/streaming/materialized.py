@@ -22,7 +22,7 @@ from mlaas_ray.core.prepare import needed_branches
 from mlaas_ray.streaming.first_pass import FirstPass
 from mlaas_ray.streaming.plan import Piece, cut
 from mlaas_ray.streaming.read import event_reader, new_record
-from mlaas_ray.streaming.reading import Block, Part, Reader
+from mlaas_ray.streaming.reading import Block, Reader, ReadPiece
 from mlaas_ray.streaming.record import PieceRecord, Record
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.split import entry_identifiers
@@ -66,7 +66,7 @@ def materialize(
         JobError: When the folder holds something else.
         DataError: Naming the file, tree and branch that cannot be read.
     """
-    shards = [replace(shard, index=index) for index, shard in enumerate(_shards(found, reading))]
+    shards = [replace(shard, index=index) for index, shard in enumerate(_shards(found))]
     _claim(output, found, shards)
     record = new_record(found, reading)
     record.plan("materialize", 0, _entries(shards))
@@ -89,9 +89,9 @@ def identifiers(found: FirstPass) -> tuple[str, ...]:
     return found.key or (FILE, ENTRY)
 
 
-def _shards(found: FirstPass, reading: ReadingSettings | None) -> Iterator[Block]:
+def _shards(found: FirstPass) -> Iterator[Block]:
     """Give shards of one sample each, in the order of the files."""
-    left = dict.fromkeys(range(len(found.samples)), (reading and reading.max_events) or None)
+    left = dict.fromkeys(range(len(found.samples)), found.max_events)
     for dataset, files in groupby(enumerate(found.files), key=lambda item: item[1].dataset):
         pieces: list[Piece] = []
         size = 0.0
@@ -175,13 +175,13 @@ class _Writer:
     def __enter__(self) -> _Writer:
         return self
 
-    def add(self, part: Part) -> None:
+    def add(self, part: ReadPiece) -> None:
         """Write a part's events."""
         self._notes.append(part.note)
         if part.error is None:
             self._write(self._table(part))
 
-    def _table(self, part: Part) -> pa.Table:
+    def _table(self, part: ReadPiece) -> pa.Table:
         columns = {name: _kept(part.columns[name], part.mask) for name in self._names}
         if not self._reader.key:
             file = self._reader.files[part.piece.file]

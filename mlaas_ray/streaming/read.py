@@ -131,7 +131,7 @@ def read_events(
         shares=_by_index(shares, found),
         seed=seed,
         shuffle=shuffle,
-        max_events=reading.max_events if reading else None,
+        max_events=found.max_events,
     )
     if not ray.is_initialized():
         ray.init()
@@ -140,7 +140,7 @@ def read_events(
     events: ray.data.Dataset = ray.data.read_datasource(
         source,
         override_num_blocks=plan.blocks,
-        ray_remote_args={"num_cpus": 0} if mode == "plan" else None,
+        num_cpus=0 if mode == "plan" else None,
     )
     return events
 

@@ -5,6 +5,7 @@ Both modes end here: in block mode a task reads one block, in plan mode a consum
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,9 @@ from mlaas_ray.core.location import locate
 from mlaas_ray.core.prepare import needed_branches, prepare
 from mlaas_ray.streaming.ahead import ahead
 from mlaas_ray.streaming.buffers import POOL
+from mlaas_ray.streaming.checksum import verify
 from mlaas_ray.streaming.events import Branch, open_events
+from mlaas_ray.streaming.file_cache import cached
 from mlaas_ray.streaming.plan import Piece, row_order
 from mlaas_ray.streaming.raster import out_of_bounds, rasterise
 from mlaas_ray.streaming.record import PieceRecord, Record
@@ -117,10 +120,10 @@ class Reader:
         for block, parts in self.parts(blocks):
             yield self._table(block, parts)
 
-    def parts(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, list[Part]]]:
+    def parts(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, list[ReadPiece]]]:
         """Read the pieces of blocks, without making rows of them; see :meth:`tables`."""
         waiting: list[Block] = []
-        parts: list[Part] = []
+        parts: list[ReadPiece] = []
         jobs = self._jobs(blocks, waiting)
         for job, fetched in ahead(
             jobs,
@@ -151,7 +154,7 @@ class Reader:
     def _skips(self) -> bool:
         return self.settings.bad_files.policy == "skip"
 
-    def _table(self, block: Block, parts: Sequence[Part]) -> pa.Table:
+    def _table(self, block: Block, parts: Sequence[ReadPiece]) -> pa.Table:
         """Put the events of a block's parts into one table, and write down what became of them."""
         begun = time.perf_counter()
         parts = list(parts)
@@ -178,14 +181,14 @@ class Reader:
             self.record.note(block.reading, block.epoch, block.index, notes)
         return table
 
-    def _refuse(self, parts: Sequence[Part]) -> None:
+    def _refuse(self, parts: Sequence[ReadPiece]) -> None:
         """Raise the first error, unless bad files are skipped."""
         for part in parts:
             if part.error is not None and not self._skips:
                 raise part.error
 
     def _tabulated(
-        self, parts: Sequence[Part], placed: Sequence[Places], rows: npt.NDArray[np.float32]
+        self, parts: Sequence[ReadPiece], placed: Sequence[Places], rows: npt.NDArray[np.float32]
     ) -> pa.Table:
         events = len(rows)
         entry = np.empty(events, np.int64)
@@ -199,6 +202,21 @@ class Reader:
             entry[own] = part.piece.start + np.flatnonzero(places >= 0)
             file[own], dataset[own], label[own] = part.piece.file, origin.dataset, origin.label
         return table_of(rows, label, np.ones(events, np.float32), dataset, file, entry)
+
+
+@functools.lru_cache(maxsize=1024)
+def _checked(source: Source) -> None:
+    """Compare a file with the catalogue's checksum, once per process."""
+    verify(source)
+
+
+def _at_hand(source: Source, settings: ReadingSettings) -> Source:
+    """Return a file as it is to be read: checked, and from a copy here where copies are kept."""
+    if settings.cache is not None:
+        return cached(source, settings.cache)  # which checks what it copies
+    if settings.checksums and source.adler32 is not None:
+        _checked(source)
+    return source
 
 
 @dataclass
@@ -237,7 +255,8 @@ class _Job:
         try:
             # a remote file that fails here has failed on every server, and every time it was tried
             self.opened = False
-            events = open_events(origin.source, origin.tree, nested=self.reader.settings.nested)
+            source = _at_hand(origin.source, self.reader.settings)
+            events = open_events(source, origin.tree, nested=self.reader.settings.nested)
             if events.uuid != origin.uuid:
                 raise FileUnreadableError(
                     f"{origin.source} is not the file that the first pass saw", "Start again"
@@ -251,7 +270,7 @@ class _Job:
         except DataError as error:
             return error
 
-    def decoded(self, fetched: Any) -> Part:
+    def decoded(self, fetched: Any) -> ReadPiece:
         """Decode and prepare what was fetched."""
         assert self.piece is not None
         begun = time.perf_counter()
@@ -262,11 +281,11 @@ class _Job:
             columns = dict(events.decode(content))
             columns |= {branch.name: _filled(branch, self.piece.entries) for branch in self._file.missing}
             prepared, keep = prepare(columns, self.reader.features)
-            part = Part(self.piece, columns, prepared)
+            part = ReadPiece(self.piece, columns, prepared)
             part.choose(keep, self._chosen(columns))
             return part.spent(getattr(content, "nbytes", 0), time.perf_counter() - begun)
         except DataError as error:
-            return Part(self.piece).failed(error, lost=not self.opened)
+            return ReadPiece(self.piece).failed(error, lost=not self.opened)
 
     def _chosen(self, columns: dict[str, Column]) -> Mask | None:
         """Tell which events belong to the block's part of the split; None for all."""
@@ -282,7 +301,7 @@ class _Job:
 
 
 @dataclass
-class Part:
+class ReadPiece:
     """A piece that was read (or not).
 
     Attributes:
@@ -314,11 +333,12 @@ class Part:
         self.kept = entries if self.mask is None else int(self.mask.sum())
         self.note = replace(self.note, read=self.kept, cut=own - self.kept, elsewhere=entries - own)
 
-    def spent(self, size: int, seconds: float) -> Part:
+    def spent(self, size: int, seconds: float) -> ReadPiece:
+        """Note what reading took."""
         self.note = replace(self.note, bytes=size, seconds=seconds)
         return self
 
-    def failed(self, error: DataError, *, lost: bool = False) -> Part:
+    def failed(self, error: DataError, *, lost: bool = False) -> ReadPiece:
         """Turn into a part without events."""
         self.error, self.columns, self.prepared, self.mask, self.kept = error, {}, {}, None, 0
         self.note = PieceRecord(
@@ -330,7 +350,8 @@ class Part:
         )
         return self
 
-    def refused(self, reason: str) -> Part:
+    def refused(self, reason: str) -> ReadPiece:
+        """Turn into a part without events, for its values cannot be right."""
         return self.failed(FileUnreadableError(reason, "The file may be damaged: copy it again"))
 
     def scattered(
@@ -353,7 +374,6 @@ class Part:
             f"{int(outside[worst])} values outside the range that the first pass saw"
         )
 
-
     def _written(
         self, rows: npt.NDArray[np.float32], places: Places, features: FeatureSpec, bounds: Bounds | None
     ) -> npt.NDArray[np.int64]:
@@ -367,7 +387,7 @@ class Part:
         return out_of_bounds(self.prepared, features, bounds)
 
 
-def _places(parts: Sequence[Part], order: Places | None) -> Iterator[Places]:
+def _places(parts: Sequence[ReadPiece], order: Places | None) -> Iterator[Places]:
     """Give each part the rows of its entries ``(entries,)``, -1 for those that are no events of the block."""
     position = 0
     for part in parts:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlaas_ray.core.errors import DataError
 
@@ -159,7 +160,11 @@ def _reading(
         by_file.setdefault(piece.file, []).append(piece)
     rows = []
     for index, own in sorted(by_file.items()):
-        row = {"path": files[index].path, "dataset": files[index].dataset, "planned": planned.get(index, 0)}
+        row: dict[str, Any] = {
+            "path": files[index].path,
+            "dataset": files[index].dataset,
+            "planned": planned.get(index, 0),
+        }
         row |= _sum([_numbers(piece) for piece in own])
         row["not_reached"] = row["planned"] - sum(row[fate] for fate in FATES)
         reasons = sorted({piece.reason for piece in own if piece.reason})
@@ -195,12 +200,10 @@ class Record:
     """
 
     def __init__(self, files: Sequence[RecordedFile], max_skipped: int = 0) -> None:
-        # Of the driver's own node: the record outlives any other.
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Ledger)
-        self._ledger = actor.remote(files, max_skipped)
+        # On the driver's own node: the record outlives any other.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(Ledger)
+        self._ledger = actor.options(num_cpus=0, scheduling_strategy=here).remote(files, max_skipped)
 
     def plan(self, name: str, epoch: int, entries: Mapping[int, int]) -> None:
         """Note how many entries of each file an epoch is to read."""
@@ -226,8 +229,8 @@ class Record:
 
         Returns:
             ``readings``: for each pass over the data (``reading``, ``epoch``) its ``files`` and ``total``,
-            with entries ``planned`` = ``read`` + ``cut`` (by the selection) + ``elsewhere`` (in the other part
-            of the split) + ``skipped`` + ``not_reached`` (the run ended before), ``bytes`` as stored,
+            with entries ``planned`` = ``read`` + ``cut`` (by the selection) + ``elsewhere`` (in the other
+            part of the split) + ``skipped`` + ``not_reached`` (the run ended before), ``bytes`` as stored,
             ``seconds``, ``retries`` and ``failovers``, and ``reasons``; the sum of their ``total``; and
             ``skipped_files``.
         """

@@ -36,7 +36,7 @@ def entry_numbers(uuid: str, start: int, stop: int, seed: int) -> npt.NDArray[np
 def entry_identifiers(
     uuid: str, start: int, stop: int
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """Return what identifies entries that have no identifiers of their own: their file, as a number, and themselves."""
+    """Identify entries that have no identifiers of their own: by their file, as a number, and themselves."""
     return np.full(stop - start, _key(uuid)), np.arange(start, stop, dtype=np.int64)
 
 

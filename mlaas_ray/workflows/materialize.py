@@ -45,7 +45,7 @@ def materialize_job(
         DataError: Naming the file, tree and branch that cannot be used.
     """
     folder = durable(output)
-    samples = [sample.found(job.reading) for sample in job.samples]
+    samples = [sample.found(job.reading.redirectors) for sample in job.samples]
     with connected(address):
         found = first_pass(samples, job.wanted, reading=job.reading, key=job.split.key, progress=progress)
         if on_first_pass:

@@ -55,7 +55,7 @@ def train(
     storage = _storage(job)
     run = storage / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     # a name that matches nothing is told before a cluster is started
-    samples = [sample.found(job.reading) for sample in job.samples]
+    samples = [sample.found(job.reading.redirectors) for sample in job.samples]
     with connected(address):
         found = first_pass(samples, job.wanted, reading=job.reading, key=job.split.key, progress=progress)
         if on_first_pass:
@@ -135,7 +135,7 @@ def reading_mode(wish: Literal["auto", "block", "plan"], on_gpus: bool) -> Mode:
     """
     if wish != "auto":
         return wish
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus_elsewhere = any(node.get("CPU") and not node.get("GPU") for node in nodes)
     return "block" if on_gpus and cpus_elsewhere else "plan"
 
