@@ -270,7 +270,8 @@ class Sketches:
 
         A bucket that a bin's edge cuts is shared out by width.
         """
-        buckets, weights = self._counted(self.names.index(name))
+        row = self.names.index(name)
+        buckets, weights = self._counted(row)
         places = np.asarray(bins, np.float64)
         if len(buckets) == 0:
             return np.zeros(len(places) - 1)
@@ -279,7 +280,11 @@ class Sketches:
         x = np.stack([edges()[index], edges()[index + 1]], axis=1).ravel()
         total = np.cumsum(weights)
         y = np.stack([total - weights, total], axis=1).ravel().astype(np.float64)
-        return np.diff(np.interp(places, x, y, left=0.0, right=float(total[-1])))
+        below = np.interp(places, x, y)
+        # a bucket reaches beyond the values it holds
+        below[places <= self.moments[row, 0]] = 0.0
+        below[places >= self.moments[row, 1]] = total[-1]
+        return np.diff(below)
 
     def document(self) -> dict[str, Any]:
         """Return the same as lists, for JSON; NaN as None."""

@@ -102,6 +102,7 @@ def test_a_histogram_holds_every_value_in_its_bin() -> None:
     values = np.random.default_rng(5).integers(-20, 20, 5000).astype(float)
     bins = np.arange(-20.5, 20.5)
     np.testing.assert_allclose(sketch(values).histogram("x", bins), np.histogram(values, bins)[0], atol=1e-9)
+    assert sketch(np.array([-1.0, 1.0, 1.0])).histogram("x", np.array([-1.0, 0.0, 1.0])).tolist() == [1, 2]
     smooth = np.random.default_rng(6).normal(0, 1, 50_000)
     counted = sketch(smooth).histogram("x", np.linspace(-4, 4, 41))
     np.testing.assert_allclose(counted, np.histogram(smooth, np.linspace(-4, 4, 41))[0], rtol=0.05, atol=25)

@@ -8,7 +8,7 @@ import uproot
 from mlaas_ray.core.errors import BranchMissingError, DataError, EmptyDataError, JobError
 from mlaas_ray.core.features import Statistics
 from mlaas_ray.core.inputs import Inputs, ObjectSettings
-from mlaas_ray.streaming import Sample, first_pass
+from mlaas_ray.streaming import ReadingSettings, Sample, first_pass
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -103,3 +103,140 @@ def test_known_features_are_compared_with_the_file(write_tree) -> None:
     features = first_pass([Sample(with_x)], Inputs(include=["x"])).features
     with pytest.raises(BranchMissingError, match=r"no branch 'x' in .*b.root"):
         first_pass([Sample(write_tree("b.root"))], features=features)
+
+
+def test_quantiles_are_those_of_all_files(write_tree) -> None:
+    paths = [write_tree(f"{seed}.root", events=2000, seed=seed) for seed in range(2)]
+    found = first_pass([Sample(paths)], Inputs(include=["MET_pt"], normalise="robust"))
+    seen = found.features.features[0].statistics
+    values = uproot.concatenate([f"{path}:Events" for path in paths], ["MET_pt"], library="np")["MET_pt"]
+    assert seen is not None
+    assert found.complete
+    for share, value in seen.quantiles.items():
+        assert value == pytest.approx(np.quantile(values, share), rel=0.02)
+
+
+def test_expressions_shape_what_is_measured(write_tree) -> None:
+    inputs = Inputs(
+        include=["HT", "Jet_*"],
+        define={"HT": "sum(Jet_pt)"},
+        select="MET_pt > 20",
+        objects={"Jet": ObjectSettings(where="Jet_pt > 30", sort_by="Jet_pt")},
+    )
+    path = write_tree(events=1000)
+    found = first_pass([Sample(path)], inputs)
+    arrays = uproot.open(f"{path}:Events").arrays()
+    kept = arrays[arrays.MET_pt > 20]
+    good = kept.Jet_pt[kept.Jet_pt > 30]
+    ht, _, pt = (found.features.by_name[name] for name in ("HT", "Jet_id", "Jet_pt"))
+    assert ht.statistics is not None
+    assert (ht.kind, ht.statistics.count) == ("flat", len(kept))
+    assert ht.statistics.max == pytest.approx(ak.max(ak.sum(kept.Jet_pt, axis=1)), rel=1e-6)
+    assert pt.statistics is not None
+    assert (pt.length, pt.statistics.count) == (ak.max(ak.num(good)), ak.sum(ak.num(good)))
+    assert found.features.select == "MET_pt > 20"
+    assert set(found.files[0].branches) >= {"Jet_pt", "Jet_id", "MET_pt"}
+
+
+def test_branches_that_some_files_lack_are_filled_or_dropped(write_tree) -> None:
+    one = write_tree("one.root", extra={"x": np.ones(100)})
+    other = write_tree("other.root", seed=1)
+    filled = first_pass([Sample([one, other])], reading=ReadingSettings(missing="fill"))
+    x = filled.features.by_name["x"].statistics
+    assert x is not None
+    assert (x.count, x.missing, x.nan) == (100, 100, 0)
+    assert filled.missing == {"x": (str(other),)}
+    dropped = first_pass([Sample([one, other])], reading=ReadingSettings(missing="drop"))
+    assert "x" not in dropped.features.by_name
+    assert dropped.missing == {"x": (str(other),)}
+
+
+def test_definitions_of_a_branch_that_is_filled_are_measured_in_every_file(write_tree) -> None:
+    one = write_tree("one.root", extra={"x": np.ones(100)})
+    other = write_tree("other.root", seed=1)
+    inputs = Inputs(include=["y"], define={"y": "x + MET_pt"})
+    found = first_pass([Sample([one, other])], inputs, reading=ReadingSettings(missing="fill"))
+    y = found.features.features[0].statistics
+    assert y is not None
+    assert (y.count, y.nan) == (100, 100)
+    with pytest.raises(BranchMissingError, match=r"other.root"):
+        first_pass([Sample([one, other])], inputs)
+
+
+def test_bad_files_are_skipped_up_to_a_share(write_tree, tmp_path) -> None:
+    good = [write_tree(f"{seed}.root", seed=seed) for seed in range(4)]
+    bad = tmp_path / "bad.root"
+    bad.write_bytes(good[0].read_bytes()[:500])
+    files = [good[0], bad, *good[1:]]
+    with pytest.raises(DataError, match=r"bad.root"):
+        first_pass([Sample(files)])
+    skip = {"policy": "skip", "max_fraction": 0.2}
+    found = first_pass([Sample(files)], reading=ReadingSettings(bad_files=skip))
+    assert [file.path for file in found.files] == [str(path) for path in good]
+    assert [one.source.path for one in found.skipped] == [str(bad)]
+    assert "cut short" in found.skipped[0].reason
+    with pytest.raises(DataError, match=r"1 of 5 files cannot be read.*max_fraction is 0.1"):
+        first_pass([Sample(files)], reading=ReadingSettings(bad_files="skip"))
+
+
+def test_only_so_many_events_are_planned_and_measured(write_tree) -> None:
+    paths = [write_tree(f"{seed}.root", events=100, seed=seed) for seed in range(5)]
+    found = first_pass([Sample(paths)], reading=ReadingSettings(max_events=230))
+    assert (found.entries, found.features.entries, len(found.files)) == (230, 230, 3)
+    values = uproot.concatenate([f"{path}:Events" for path in paths], ["MET_pt"], library="np")["MET_pt"]
+    seen = found.features.by_name["MET_pt"].statistics
+    assert seen is not None
+    assert seen.max == values[:230].max()
+
+
+def test_a_sample_measures_some_clusters_of_every_file(write_tree) -> None:
+    paths = [write_tree(f"{seed}.root", events=1000, clusters=20, seed=seed) for seed in range(2)]
+    found = first_pass([Sample(paths)], reading=ReadingSettings(sample=0.3))
+    assert found.entries == 2000
+    assert 100 <= found.features.entries <= 1200
+    assert (found.sampled, found.complete) == (0.3, False)
+
+
+def test_without_scaling_multiplicities_alone_are_learnt(write_tree) -> None:
+    found = first_pass([Sample(write_tree(events=500))], Inputs(include=["*_pt"], normalise="none"))
+    jets = found.features.by_name["Jet_pt"]
+    assert (jets.length, jets.multiplicity, jets.statistics) == (3, 3, None)
+    assert not found.complete
+
+
+def test_the_key_is_what_all_files_can_be_identified_by(write_tree) -> None:
+    numbers = {"run": np.ones(100, np.int32), "luminosityBlock": np.ones(100, np.uint32)}
+    one = write_tree("one.root", extra=numbers)
+    other = write_tree("other.root", seed=1)
+    only = Inputs(include=["MET_pt"])
+    found = first_pass([Sample(one)], only)
+    assert found.key == ("run", "luminosityBlock", "event")
+    assert set(found.key) < set(found.files[0].branches)
+    assert first_pass([Sample([one, other])], only).key == ()
+    assert first_pass([Sample([one, other])], only, key=["event"]).key == ("event",)
+    with pytest.raises(BranchMissingError, match=r"'evnt', which is to identify.*'event'"):
+        first_pass([Sample(one)], only, key=["evnt"])
+    with pytest.raises(DataError, match=r"'MET_pt' in .* identifies no event"):
+        first_pass([Sample(one)], only, key=["MET_pt"])
+
+
+def test_large_files_are_measured_by_several_tasks_alike(write_tree, monkeypatch) -> None:
+    """What a visit leaves over, others measure: the pieces are the same, and so is the result."""
+    from mlaas_ray.streaming import measure, visit
+    from mlaas_ray.streaming.survey import survey
+
+    samples = [Sample(write_tree(events=1000, clusters=10)).found()]
+    request = visit.Request(Inputs(), ReadingSettings())
+    monkeypatch.setattr(measure, "PIECE_BYTES", 4000)
+    job = visit.Job(samples[0].sources[0], None, 0)
+    (whole,) = visit.visit([job], request)
+    monkeypatch.setattr(visit, "VISIT_BYTES", 5000)
+    (first,) = visit.visit([job], request)
+    assert first.rest
+    for one in first.rest:
+        (more,) = visit.visit([visit.Job(job.source, None, 0, ranges=(one,))], request)
+        first = first.extended(more)
+    assert first.sketches.document() == whole.sketches.document()
+    assert first.events == whole.events == 1000
+    (plain,) = survey(samples, request, None, [None], False)
+    assert plain.events == 1000
