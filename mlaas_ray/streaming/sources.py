@@ -59,11 +59,6 @@ def find_sources(files: Files, *, redirectors: Sequence[str] = ()) -> list[Sourc
     return found
 
 
-def find_files(files: Files) -> list[str]:
-    """Return the paths and URLs of :func:`find_sources`."""
-    return [source.path for source in find_sources(files)]
-
-
 class _Finder:
     """Resolves one name after the other.
 
