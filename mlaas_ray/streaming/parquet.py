@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +50,7 @@ class _Fetched:
         groups: The row groups that hold them.
         ranges: Where in the file the bytes lie, ascending.
         data: The bytes of each range.
+        decoded: These columns and row groups, when they were decoded already; nothing is fetched then.
     """
 
     names: tuple[str, ...]
@@ -56,6 +59,40 @@ class _Fetched:
     groups: tuple[int, ...]
     ranges: Sequence[Range]
     data: Sequence[memoryview]
+    decoded: pa.Table | None = None
+
+
+class _Recent:
+    """Tables decoded last, by file, row groups and columns.
+
+    Row groups of a million rows are common; a plan takes them in pieces, and each would be decoded whole.
+
+    Args:
+        limit: Bytes of all tables together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tables: OrderedDict[object, pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: object) -> pa.Table | None:
+        """Return a table that is still known."""
+        with self._lock:
+            table = self._tables.get(key)
+            if table is not None:
+                self._tables.move_to_end(key)
+            return table
+
+    def put(self, key: object, table: pa.Table) -> None:
+        """Remember a table, and forget the oldest beyond the limit."""
+        with self._lock:
+            self._tables[key] = table
+            while self._tables and sum(known.nbytes for known in self._tables.values()) > self._limit:
+                self._tables.popitem(last=False)
+
+
+_RECENT = _Recent(256 << 20)
 
 
 class ParquetEvents:
@@ -70,24 +107,24 @@ class ParquetEvents:
     tree = ""
 
     def __init__(self, source: Source, nested: Nested = "leave") -> None:
-        self._bytes = open_bytes(source)
-        self.path, self.size = source.path, self._bytes.size
-        footer = _footer(self._bytes)
+        self.data = open_bytes(source)
+        self.path, self.size = source.path, self.data.size
+        footer = _footer(self.data)
         try:
             self._metadata = pq.read_metadata(pa.BufferReader(footer))
-            schema = self._metadata.schema.to_arrow_schema()
+            self._schema = self._metadata.schema.to_arrow_schema()
         except DAMAGE as error:
             raise _unreadable(self.path, f"its footer: {error}") from error
         # Two files may agree in their footers, but hardly in their first values as well.
-        [head] = self._bytes.read([(0, min(self.size, TAIL))])
+        [head] = self.data.read([(0, min(self.size, TAIL))])
         self.uuid = hashlib.sha256(b"%d" % self.size + head + footer).hexdigest()[:32]
         self.entries = int(self._metadata.num_rows)
         groups = range(self._metadata.num_row_groups)
         self._starts = [0]
         for group in groups:
             self._starts.append(self._starts[-1] + self._metadata.row_group(group).num_rows)
-        self._leaves = _leaf_columns(schema)
-        self.branches, self.left_out = self._describe(schema, nested)
+        self._leaves = _leaf_columns(self._schema)
+        self.branches, self.left_out = self._describe(self._schema, nested)
 
     def _describe(self, schema: pa.Schema, nested: Nested) -> tuple[Mapping[str, Branch], Mapping[str, str]]:
         branches, left_out = {}, {}
@@ -121,10 +158,10 @@ class ParquetEvents:
             for group in range(self._metadata.num_row_groups)
             if self._starts[group] < stop and start < self._starts[group + 1]
         )
-        ranges = sorted(
-            _chunk(self._metadata, group, leaf) for group in groups for leaf in self._wanted(names)
-        )
-        return _Fetched(tuple(names), start, stop, groups, ranges, self._bytes.read(ranges))
+        decoded = _RECENT.get((self.uuid, groups, tuple(names)))
+        chunks = (_chunk(self._metadata, group, leaf) for group in groups for leaf in self._wanted(names))
+        ranges = [] if decoded is not None else sorted(chunks)
+        return _Fetched(tuple(names), start, stop, groups, ranges, self.data.read(ranges), decoded)
 
     def decode(self, fetched: _Fetched) -> Columns:
         """See :class:`mlaas_ray.streaming.events.Events`."""
@@ -140,17 +177,22 @@ class ParquetEvents:
 
     def _decode(self, fetched: _Fetched, names: Sequence[str]) -> Columns:
         if not fetched.groups or not names:
-            table = self._metadata.schema.to_arrow_schema().empty_table()
+            table = self._schema.empty_table()
         else:
-            file = pa.PythonFile(_Sparse(self._bytes, fetched), mode="r")
-            opened = pq.ParquetFile(file, metadata=self._metadata, page_checksum_verification=True)
-            # By number: ParquetFile takes a dot in a name for a member of a struct.
-            table = opened.reader.read_row_groups(
-                list(fetched.groups), column_indices=self._wanted(names), use_threads=False
-            )
-            first = self._starts[fetched.groups[0]]
+            first, last = self._starts[fetched.groups[0]], self._starts[fetched.groups[-1] + 1]
+            table = fetched.decoded if fetched.decoded is not None else self._table(fetched, names)
+            if fetched.decoded is None and fetched.stop - fetched.start < last - first:
+                _RECENT.put((self.uuid, fetched.groups, tuple(names)), table)
             table = table.slice(fetched.start - first, fetched.stop - fetched.start)
         return {name: column_of(table.column(name), self.branches[name].kind) for name in names}
+
+    def _table(self, fetched: _Fetched, names: Sequence[str]) -> pa.Table:
+        file = pa.PythonFile(_Sparse(self.data, fetched), mode="r")
+        opened = pq.ParquetFile(file, metadata=self._metadata, page_checksum_verification=True)
+        # By number: ParquetFile takes a dot in a name for a member of a struct.
+        return opened.reader.read_row_groups(
+            list(fetched.groups), column_indices=self._wanted(names), use_threads=False
+        )
 
     def _wanted(self, names: Sequence[str]) -> list[int]:
         return sorted(leaf for name in names for leaf in self._leaves[name])

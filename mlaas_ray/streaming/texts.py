@@ -84,7 +84,7 @@ class TextEvents(ABC):
     quoted = False
 
     def __init__(self, source: Source, nested: Nested = "leave") -> None:
-        file = open_bytes(source)
+        self.data = file = open_bytes(source)
         self.path, self.size = source.path, file.size
         ends = file.read([(0, min(ENDS, file.size)), (max(0, file.size - ENDS), file.size)])
         self.uuid = hashlib.sha256(b"%d" % file.size + ends[0] + ends[1]).hexdigest()[:32]

@@ -159,6 +159,18 @@ def test_of_parquet_only_the_wanted_columns_are_transferred(tmp_path: Path) -> N
         assert last - first < 500
 
 
+def test_a_large_row_group_is_fetched_and_decoded_once_for_all_its_pieces(tmp_path: Path) -> None:
+    values = np.random.default_rng(2).random(1000)
+    pq.write_table(pa.table({"x": values, "y": values}), tmp_path / "a.parquet")
+    with running_webserver(tmp_path) as web:
+        events = open_events(f"{web.url}/a.parquet")
+        asked = len(web.requests)
+        for start in (300, 0, 700):
+            found = events.decode(events.fetch(["y"], start, start + 300))
+            np.testing.assert_array_equal(found["y"], values[start : start + 300])
+        assert len(web.requests) == asked + 1
+
+
 def test_parquet_types_become_columns_or_are_left_out(tmp_path: Path) -> None:
     columns = {
         "half": pa.array(np.array([1, 2, 3], np.float16)),
