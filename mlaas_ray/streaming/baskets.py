@@ -1,8 +1,8 @@
 """Baskets: the values of a TTree's branches taken from the file's bytes, where that is simple and safe.
 
 uproot takes 200 to 600 us for each branch, and new memory. What most branches of most files are, single
-numbers and lists of them, needs no more than decompressing each basket to where its values belong. The rest is
-left to uproot, :meth:`BasketReader.can` tells (docs/decisions/0016-own-baskets.md).
+numbers and lists of them, needs no more than decompressing each basket to where its values belong. What else
+there is, uproot reads: :meth:`BasketReader.can` tells (docs/decisions/0016-own-baskets.md).
 
 The formats are those of ROOT's classes TKey, TBasket (tree/tree/src/TBasket.cxx) and TLeaf.
 """
@@ -58,8 +58,7 @@ class _Branch:
         name: Its name.
         dtype: Of its values.
         jagged: Whether an entry has a list of them.
-        header: Bytes before the values of each list.
-        counter: Name of the branch with the number of values of each entry.
+        counter: Name of the branch with the number of values of each entry; None for vectors.
         edges: First entry of each basket, and last the tree's entries.
         places: First byte and end of each basket.
     """
@@ -67,7 +66,6 @@ class _Branch:
     name: str
     dtype: np.dtype[Any]
     jagged: bool
-    header: int
     counter: str | None
     edges: list[int]
     places: list[Range]
@@ -245,7 +243,7 @@ class BasketReader:
             counts = self._branch(counter)
             if counts.jagged or counts.dtype.kind not in "iu":
                 return None
-        return _Branch(name, dtype, jagged, header, counter, *where)
+        return _Branch(name, dtype, jagged, counter, *where)
 
 
 class _Naming:
@@ -366,18 +364,20 @@ def _rising(counts: Numbers, first: int, start: int, stop: int) -> _Counted:
 def _lists(
     part: _Part, keys: Sequence[_Key], target: Bytes, counted: Mapping[str, _Counted], start: int, stop: int
 ) -> Jagged:
-    """Read lists: where each begins is told by the counter, or else by the baskets themselves."""
+    """Read lists: where each begins is told by the counter, or else by the baskets themselves.
+
+    Where both are there, both must be right: one that is not is damage that no codec need have told.
+    """
     branch, first = part.branch, part.first
-    if branch.counter is not None:
-        counter = counted[branch.counter]
-        offsets = counter.every[first - counter.first : part.last - counter.first + 1]
-        if _agree(keys, offsets, branch):
-            content = _contents(keys, target).view(branch.dtype)
-            low, high = offsets[start - first] - offsets[0], offsets[stop - first] - offsets[0]
-            return Jagged(counter.wanted, content[low:high])
-        if any(key.size == key.border for key in keys):
-            raise BlockError(f"it does not have as many values as {branch.counter!r} counts")
-    return _own_lists(keys, target, branch, start - first, stop - first)
+    if branch.counter is None:
+        return _vectors(keys, target, branch, start - first, stop - first)
+    counter = counted[branch.counter]
+    offsets = counter.every[first - counter.first : part.last - counter.first + 1]
+    if not _agree(keys, offsets, branch):
+        raise BlockError(f"it does not have as many values as {branch.counter!r} counts")
+    content = _contents(keys, target).view(branch.dtype)
+    low, high = offsets[start - first] - offsets[0], offsets[stop - first] - offsets[0]
+    return Jagged(counter.wanted, content[low:high])
 
 
 def _agree(keys: Sequence[_Key], offsets: Offsets, branch: _Branch) -> bool:
@@ -391,35 +391,28 @@ def _agree(keys: Sequence[_Key], offsets: Offsets, branch: _Branch) -> bool:
     return True
 
 
-def _own_lists(keys: Sequence[_Key], target: Bytes, branch: _Branch, start: int, stop: int) -> Jagged:
-    """Read lists by the offsets that each basket has itself, after its values."""
+def _vectors(keys: Sequence[_Key], target: Bytes, branch: _Branch, start: int, stop: int) -> Jagged:
+    """Read vectors by the offsets that each basket has itself, after its values, and drop their headers."""
     item = branch.dtype.itemsize
-    contents, counts = [], []
-    place = 0
+    contents, counts = [np.zeros(0, np.uint8)], [np.zeros(0, np.int64)]
     for key in keys:
-        record = target[place : place + key.size]
+        record = target[: key.size]
         inflate(key.payload, record)
-        place += key.border
         edges = _own_offsets(record, key)
-        sizes = np.diff(edges) - branch.header
-        if (sizes < 0).any() or (sizes % item).any():
+        sizes = np.diff(edges) - _VECTOR
+        if (sizes < 0).any():
             raise BlockError("its offsets do not fit its values")
         values = record[: key.border]
-        if branch.header:
-            headers = edges[:-1, None] + np.arange(_VECTOR)
-            told = values[headers[:, -4:]].view(">u4")[:, 0] if key.entries else sizes
-            if (told * item != sizes).any():
-                raise BlockError("its vectors are not as long as they say")
-            keep = np.ones(len(values), bool)
-            keep[headers] = False
-            values = values[keep]
-        else:
-            values = values.copy()  # the next basket may be decompressed over its end
-        contents.append(values)
+        heads = edges[:-1, None] + np.arange(_VECTOR)
+        if (values[heads[:, -4:]].view(">u4")[:, 0] * item != sizes).any():
+            raise BlockError("its vectors are not as long as they say")
+        keep = np.ones(len(values), bool)
+        keep[heads] = False
+        contents.append(values[keep])
         counts.append(sizes // item)
     offsets = np.zeros(1 + sum(map(len, counts)), np.int64)
-    np.cumsum(np.concatenate([*counts, np.zeros(0, np.int64)]), out=offsets[1:])
-    content = np.concatenate([*contents, np.zeros(0, np.uint8)]).view(branch.dtype)
+    np.cumsum(np.concatenate(counts), out=offsets[1:])
+    content = np.concatenate(contents).view(branch.dtype)
     wanted = offsets[start : stop + 1]
     return Jagged(wanted - wanted[0], content[wanted[0] : wanted[-1]])
 

@@ -17,7 +17,8 @@ from isal import isal_zlib
 
 Bytes = npt.NDArray[np.uint8]
 
-_DAMAGE: tuple[type[Exception], ...] = (isal_zlib.error, cramjam.DecompressionError, ValueError)
+_ZLIB_ERROR: Any = isal_zlib.error
+_DAMAGE = (_ZLIB_ERROR, cramjam.DecompressionError, ValueError)
 
 _HEADER = 9
 _CHECKSUM = 8
@@ -30,7 +31,7 @@ class BlockError(ValueError):
 def inflate(data: memoryview, target: Bytes) -> None:
     """Decompress a record.
 
-    Python's lock is not held meanwhile. zlib, lzma and lz4 tell damage by their checksums; zstd has none here.
+    Python's lock is not held meanwhile. zlib, lzma and lz4 tell damage by checksums; zstd has none here.
 
     Args:
         data: All blocks of the record; when it is as long as ``target``, it is not compressed.
@@ -64,7 +65,7 @@ def inflate(data: memoryview, target: Bytes) -> None:
         raise BlockError("there are more compressed bytes than blocks")
 
 
-def _zlib(data: memoryview, target: Bytes) -> None:
+def _zlib(data: memoryview, target: Any) -> None:
     # Not all at once: damaged bytes could go on for as long as a thousand times their length.
     stream = isal_zlib.decompressobj()
     made = stream.decompress(data, len(target))
@@ -75,19 +76,19 @@ def _zlib(data: memoryview, target: Bytes) -> None:
     _fill(target, made)
 
 
-def _lz4(data: memoryview, target: Bytes) -> None:
+def _lz4(data: memoryview, target: Any) -> None:
     block = data[_CHECKSUM:]
     if xxhash.xxh64_intdigest(block) != int.from_bytes(data[:_CHECKSUM]):
         raise BlockError("the checksum is wrong")
-    _complete(cramjam.lz4.decompress_block_into(block, memoryview(target), output_len=len(target)), target)
+    _complete(cramjam.lz4.decompress_block_into(block, target, output_len=len(target)), target)
 
 
-def _zstd(data: memoryview, target: Bytes) -> None:
-    _complete(cramjam.zstd.decompress_into(data, memoryview(target)), target)
+def _zstd(data: memoryview, target: Any) -> None:
+    _complete(cramjam.zstd.decompress_into(data, target), target)
 
 
-def _lzma(data: memoryview, target: Bytes) -> None:
-    _complete(cramjam.xz.decompress_into(data, memoryview(target)), target)
+def _lzma(data: memoryview, target: Any) -> None:
+    _complete(cramjam.xz.decompress_into(data, target), target)
 
 
 def _complete(made: int, target: Bytes) -> None:
