@@ -15,6 +15,7 @@ from mlaas_ray.core.location import locate
 from mlaas_ray.streaming.damage import naming
 from mlaas_ray.streaming.formats import format_of
 from mlaas_ray.streaming.source import Source
+from mlaas_ray.streaming.transport import ByteSource
 
 # What becomes of vector<vector<number>>: left out, or its values of an event in one list.
 Nested = Literal["leave", "flatten"]
@@ -51,6 +52,7 @@ class Events(Protocol):
         uuid: The file's own identifier, the same wherever a copy lies.
         entries: Events.
         size: Bytes of the file.
+        data: Where its bytes come from, which counts what that took.
     """
 
     path: str
@@ -59,6 +61,7 @@ class Events(Protocol):
     uuid: str
     entries: int
     size: int
+    data: ByteSource
 
     @property
     def branches(self) -> Mapping[str, Branch]:

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mlaas_ray.core.columns import Column, Columns
-from mlaas_ray.core.errors import BranchMissingError, DataError, FileUnreadableError, nearest
+from mlaas_ray.core.errors import BranchMissingError, DataError, FileUnreadableError, MlaasError, nearest
+from mlaas_ray.streaming.baskets import BasketReader
 from mlaas_ray.streaming.damage import DAMAGE, REMEDY, naming, reason_of
 from mlaas_ray.streaming.events import Branch, Nested
 from mlaas_ray.streaming.leaves import Layout, Leaf, find_leaves
 from mlaas_ray.streaming.transport import ByteSource
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What was fetched of some branches.
+
+    Attributes:
+        names: All of them.
+        start: First entry.
+        stop: Behind the last.
+        plain: Those whose baskets are here, still compressed.
+        chunks: The bytes of those baskets.
+        read: The columns of the others.
+    """
+
+    names: Sequence[str]
+    start: int
+    stop: int
+    plain: Sequence[str]
+    chunks: Sequence[memoryview]
+    read: Columns
 
 
 class TTreeEvents:
@@ -33,9 +56,13 @@ class TTreeEvents:
         self.uuid = str(ttree.file.uuid)
         self.entries = int(ttree.num_entries)
         self._tree = ttree
+        self.data = source
         self._nested = nested
+        self._layouts: dict[str, Layout] = {}
         with naming(self.path, tree):
             self._leaves, self._hidden = find_leaves(ttree)
+        plain = {name: leaf.branch for name, leaf in self._leaves.items() if leaf.member is None}
+        self._baskets = BasketReader(plain, self.entries, f"{self.path}, tree {tree!r}")
 
     @property
     def branches(self) -> Mapping[str, Branch]:
@@ -54,8 +81,10 @@ class TTreeEvents:
         common = set.intersection(*edges) if edges else set()
         return tuple(sorted({0, self.entries} | {int(edge) for edge in common if edge < self.entries}))
 
-    def fetch(self, names: Sequence[str], start: int, stop: int) -> Columns:
-        """Read some branches of the entries ``start`` to ``stop`` (not included).
+    def fetch(self, names: Sequence[str], start: int, stop: int) -> Fetched:
+        """Get the baskets of some branches of the entries ``start`` to ``stop`` (not included).
+
+        Branches that are not plain numbers or lists of them are read by uproot, here and now.
 
         Raises:
             BranchMissingError: When the tree lacks one.
@@ -63,14 +92,28 @@ class TTreeEvents:
             FileUnreadableError: When the file cannot be read; names the branch.
         """
         layouts = {name: self._layout(name) for name in names}
+        with naming(self.path, self.tree):
+            plain = [name for name in layouts if self._baskets.can(name)]
+            chunks = self.data.read(self._baskets.ranges(plain, start, stop))
+        others = {name: layout for name, layout in layouts.items() if not self._baskets.can(name)}
         try:
-            return self._read(layouts, start, stop)
+            read = self._read(others, start, stop) if others else {}
+        except MlaasError:
+            raise  # the transport has tried every server, and would have to for each branch
         except DAMAGE as error:
-            raise self._blame(layouts, start, stop, error) from error
+            raise self._blame(others, start, stop, error) from error
+        return Fetched(tuple(layouts), start, stop, plain, chunks, read)
 
-    def decode(self, fetched: Columns) -> Columns:
-        """Return what :meth:`fetch` read."""
-        return fetched
+    def decode(self, fetched: Fetched) -> Columns:
+        """Make columns of baskets.
+
+        Raises:
+            FileUnreadableError: When they are damaged; names the branch.
+        """
+        with naming(self.path, self.tree):
+            made = self._baskets.decode(fetched.chunks, fetched.plain, fetched.start, fetched.stop)
+        columns = {**made, **fetched.read}
+        return {name: columns[name] for name in fetched.names}
 
     def _read(self, layouts: Mapping[str, Layout], start: int, stop: int) -> dict[str, Column]:
         leaves = {name: self._leaf(name) for name in layouts}
@@ -111,6 +154,12 @@ class TTreeEvents:
             ) from None
 
     def _layout(self, name: str) -> Layout:
+        if name not in self._layouts:
+            self._layouts[name] = self._look(name)
+        return self._layouts[name]
+
+    def _look(self, name: str) -> Layout:
+        """Tell what a branch holds, or say that it cannot be a column."""
         leaf = self._leaf(name)
         with naming(self.path, self.tree):
             layout = leaf.layout
