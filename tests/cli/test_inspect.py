@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uproot
+from typer.testing import CliRunner, Result
+
+from mlaas_ray.cli.main import app
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAAS_CACHE", str(tmp_path / "cache"))
+
+
+def inspect(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["inspect", *map(str, arguments)])
+
+
+def write(path: Path, **extra: Any) -> Path:
+    random = np.random.default_rng(len(path.name))
+    arrays = {"MET_pt": random.exponential(30, 200).astype("f4"), "n": random.integers(0, 9, 200), **extra}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with uproot.recreate(path) as file:
+        file.mktree("Events", {name: values.dtype for name, values in arrays.items()}).extend(arrays)
+    return path
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_all_that_was_learnt_is_in_the_json(samples: dict[str, Path]) -> None:
+    done = inspect(samples["signal"], "--define", "HT=sum(Jet_pt)", "--select", "nJet >= 1", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    (file,) = found["files"]
+    assert (found["entries"], file["entries"], file["format"]) == (3000, 3000, "TTree")
+    assert file["boundaries"][0] == 0
+    assert len(file["boundaries"]) == file["clusters"] + 1
+    ht = next(feature for feature in found["features"] if feature["name"] == "HT")
+    seen = ht["statistics"]
+    assert 0 < seen["count"] < 3000
+    assert seen["min"] < seen["quantiles"]["0.5"] < seen["quantiles"]["0.99"] <= seen["max"]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_the_tables_say_what_is_missing_skipped_and_sampled(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "one.root", x=np.ones(200))
+    write(tmp_path / "data" / "other.root")
+    (tmp_path / "data" / "zero.root").write_bytes(b"")
+    done = inspect(tmp_path / "data", "--missing", "fill", "--bad-files", "skip", "--sample", 0.5)
+    assert done.exit_code == 2  # one of three is too many
+    assert "1 of 3 files cannot be read" in done.stderr
+    for number in range(9):
+        write(tmp_path / "data" / f"{number}.root", x=np.ones(200))
+    done = inspect(tmp_path / "data", "--missing", "fill", "--bad-files", "skip", "--sample", 0.5)
+    assert done.exit_code == 0, done.stderr
+    assert "a sample: 0.5 of the clusters" in done.stdout
+    assert "x is missing in 1 of the files" in done.stderr
+    assert "zero.root: cannot read" in done.stderr
+    assert "median" in done.stdout
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_distributions_are_drawn(tmp_path: Path) -> None:
+    extra = {f"v{i}": np.random.default_rng(i).normal(0, 10.0**i, 200) for i in range(12)}
+    done = inspect(write(tmp_path / "a.root", **extra), "--plots", tmp_path / "plots")
+    assert done.exit_code == 0, done.stderr
+    pages = sorted((tmp_path / "plots").iterdir())
+    assert [page.name for page in pages] == ["distributions-01.png", "distributions-02.png"]
+    assert all(page.read_bytes().startswith(b"\x89PNG") for page in pages)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--define", "HT"], "--define 'HT' defines nothing"),
+        (["--missing", "ignore"], "missing"),
+        (["--sample", "0"], "sample"),
+        (["--select", "MET_pt >"], "select"),
+    ],
+)
+def test_options_that_are_wrong_are_told_before_a_cluster_is_started(
+    tmp_path: Path, options: list[str], reason: str
+) -> None:
+    done = inspect(write(tmp_path / "a.root"), *options, "--address", "127.0.0.1:1")
+    assert done.exit_code == 2
+    assert reason in done.stderr
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_asked_again_neither_ray_nor_a_reader_is_loaded(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.root")
+    first = inspect(path, "--json")
+    assert first.exit_code == 0, first.stderr
+    code = (
+        "import sys\nfrom mlaas_ray.cli.main import app\n"
+        f"app(['inspect', {str(path)!r}, '--json'], standalone_mode=False)\n"
+        "print(sorted({'ray', 'numba', 'torch', 'tensorflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    again, loaded = done.stdout.strip().splitlines()
+    assert (json.loads(again), loaded) == (json.loads(first.stdout), "[]")
+
+
+@pytest.mark.slow
+@pytest.mark.xrootd
+@pytest.mark.usefixtures("ray_local")
+def test_a_thousand_files_on_a_server_are_known_in_under_two_seconds(
+    tmp_path: Path, xrootd_server: Callable[[Path], str]
+) -> None:
+    for number in range(1000):
+        write(tmp_path / "data" / f"{number:04d}.root")
+    url = xrootd_server(tmp_path / "data")
+    names = tmp_path / "files.txt"
+    names.write_text("\n".join(f"{url}/{number:04d}.root" for number in range(1000)))
+    first = inspect(names, "--json")
+    assert first.exit_code == 0, first.stderr
+    assert json.loads(first.stdout)["entries"] == 200_000
+    seconds = []
+    for _ in range(3):
+        begun = time.monotonic()
+        again = subprocess.run(
+            [sys.executable, "-m", "mlaas_ray.cli.main", "inspect", str(names), "--json"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        seconds.append(time.monotonic() - begun)
+        assert json.loads(again.stdout) == json.loads(first.stdout), again.stderr
+    assert min(seconds) < 2.0
