@@ -193,7 +193,9 @@ class _Writer:
 
     def _write(self, table: pa.Table) -> None:
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
+            self._writer = pq.ParquetWriter(
+                self._path, table.schema, compression="zstd", write_page_checksum=True
+            )
         # the first part's types hold for all: files may differ in them
         self._writer.write_table(table.cast(self._writer.schema), row_group_size=GROUP_EVENTS)
 

@@ -6,7 +6,9 @@ Both modes end here: in block mode a task reads one block, in plan mode a consum
 from __future__ import annotations
 
 import functools
+import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,9 +36,12 @@ from mlaas_ray.streaming.scatter import Bounds, scatter
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.split import WHOLE, Part, entry_numbers, identifier_numbers, within
+from mlaas_ray.streaming.transport import ByteSource
 
 Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
+# bytes, retries, failovers
+Traffic = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,22 @@ def _checked(source: Source) -> None:
     verify(source)
 
 
+_told: weakref.WeakKeyDictionary[ByteSource, Traffic] = weakref.WeakKeyDictionary()
+_telling = threading.Lock()
+
+
+def _traffic(data: ByteSource) -> Traffic:
+    """Return bytes, retries and failovers of a file since they were last asked for.
+
+    Of pieces that are fetched at once, one is given what the others took too; their sum is right.
+    """
+    with _telling:
+        now = (data.bytes_read, data.retries, data.failovers)
+        before = _told.get(data, (0, 0, 0))
+        _told[data] = now
+    return now[0] - before[0], now[1] - before[1], now[2] - before[2]
+
+
 def _at_hand(source: Source, settings: ReadingSettings) -> Source:
     """Return a file as it is to be read: checked, and from a copy here where copies are kept."""
     if settings.cache is not None:
@@ -274,6 +295,7 @@ class _Job:
         """Decode and prepare what was fetched."""
         assert self.piece is not None
         begun = time.perf_counter()
+        where = f"{self._file.source}, tree {self._file.tree!r}"
         try:
             if isinstance(fetched, DataError):
                 raise fetched
@@ -281,11 +303,11 @@ class _Job:
             columns = dict(events.decode(content))
             columns |= {branch.name: _filled(branch, self.piece.entries) for branch in self._file.missing}
             prepared, keep = prepare(columns, self.reader.features)
-            part = ReadPiece(self.piece, columns, prepared)
+            part = ReadPiece(self.piece, where, columns, prepared)
             part.choose(keep, self._chosen(columns))
-            return part.spent(getattr(content, "nbytes", 0), time.perf_counter() - begun)
+            return part.spent(_traffic(events.data), time.perf_counter() - begun)
         except DataError as error:
-            return ReadPiece(self.piece).failed(error, lost=not self.opened)
+            return ReadPiece(self.piece, where).failed(error, lost=not self.opened)
 
     def _chosen(self, columns: dict[str, Column]) -> Mask | None:
         """Tell which events belong to the block's part of the split; None for all."""
@@ -306,6 +328,7 @@ class ReadPiece:
 
     Attributes:
         piece: Its entries.
+        where: Its file and tree, for messages.
         columns: The branches as they were read.
         prepared: The branches that the features want, after definitions and object rules.
         mask: Which entries are events of the block; None for all.
@@ -315,6 +338,7 @@ class ReadPiece:
     """
 
     piece: Piece
+    where: str
     columns: Columns = field(default_factory=dict)
     prepared: Columns = field(default_factory=dict)
     mask: Mask | None = None
@@ -333,9 +357,10 @@ class ReadPiece:
         self.kept = entries if self.mask is None else int(self.mask.sum())
         self.note = replace(self.note, read=self.kept, cut=own - self.kept, elsewhere=entries - own)
 
-    def spent(self, size: int, seconds: float) -> ReadPiece:
+    def spent(self, traffic: Traffic, seconds: float) -> ReadPiece:
         """Note what reading took."""
-        self.note = replace(self.note, bytes=size, seconds=seconds)
+        size, retries, failovers = traffic
+        self.note = replace(self.note, bytes=size, retries=retries, failovers=failovers, seconds=seconds)
         return self
 
     def failed(self, error: DataError, *, lost: bool = False) -> ReadPiece:
@@ -370,7 +395,7 @@ class ReadPiece:
         worst = int(np.argmax(outside))
         name = features.features[worst].name
         return (
-            f"branch {name!r}, entries {self.piece.start} to {self.piece.stop}: "
+            f"cannot read {self.where}, branch {name!r}, entries {self.piece.start} to {self.piece.stop}: "
             f"{int(outside[worst])} values outside the range that the first pass saw"
         )
 

@@ -74,7 +74,7 @@ class RNTupleEvents:
         self.tree = tree
         self.size = source.size
         self.uuid = str(ntuple.file.uuid)
-        self._source = source
+        self.data = source
         self._nested = nested
         with naming(self.path, tree):
             self.entries = int(ntuple.num_entries)
@@ -127,7 +127,7 @@ class RNTupleEvents:
                     for column, wanted in self._wanted(field, part):
                         pages[part.cluster, column] = wanted
             needed = list(dict.fromkeys(page for listed in pages.values() for page in listed))
-            data = self._source.read([page.range for page in needed])
+            data = self.data.read([page.range for page in needed])
         return Fetched(fields, start, stop, parts, pages, dict(zip(needed, data, strict=True)))
 
     def decode(self, fetched: Fetched) -> Columns:

@@ -131,7 +131,6 @@ class Job(Settings):
         for name in (self.name, self.publish.name if self.publish else None):
             if name is not None:
                 check_name(name)
-        check_syntax(self.define, self.select, self.inputs.objects)
         return self
 
     @classmethod
@@ -154,6 +153,7 @@ class Job(Settings):
             raise JobError(f"{what} is not YAML: {' '.join(str(error).split())}", "Correct it") from None
         job = cls.of(content, what)
         job.check_labels()
+        check_syntax(job.define, job.select, job.inputs.objects)
         return job._resolved(file.absolute().parent)
 
     def check_labels(self) -> None:
