@@ -175,6 +175,6 @@ def test_a_counter_that_does_not_fit_its_lists_is_refused(tmp_path: Path) -> Non
     chunks = [bytearray(opened.bytes[a:b]) for a, b in opened.reader.ranges(names, 0, 1000)]
     chunks[0][-1] += 1
     with pytest.raises(
-        FileUnreadableError, match="'Jet_float32', .* as many values as 'nJet_float32' counts"
+        FileUnreadableError, match=r"'Jet_float32', .* as many values as 'nJet_float32' counts"
     ):
         opened.reader.decode([memoryview(chunk) for chunk in chunks], names, 0, 1000)
