@@ -3,7 +3,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -173,3 +176,27 @@ def test_files_on_a_server_are_remembered(
     write_tree("data/7.root", events=30, seed=7)
     assert first_pass([sample]).entries == 410
     assert visits[20:] == ["7.root"]
+
+
+def test_states_over_http_are_told_with_the_time_of_change(write_tree, tmp_path: Path) -> None:
+    path = write_tree("data/a.root")
+    handler = partial(QuietHandler, directory=str(tmp_path / "data"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        before, lost = states([Source(f"{url}/a.root"), Source(f"{url}/none.root")])
+        os.utime(path, (1, 1))
+        after, _ = states([Source(f"{url}/a.root"), Source(f"{url}/none.root")])
+        server.shutdown()
+        thread.join()
+    assert lost is None
+    assert before is not None
+    assert after is not None
+    assert before.size == after.size == path.stat().st_size
+    assert before.changed != after.changed
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
