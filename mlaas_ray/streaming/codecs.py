@@ -25,7 +25,11 @@ _CHECKSUM = 8
 
 
 class BlockError(ValueError):
-    """Compressed bytes that contradict themselves."""
+    """Bytes of a basket that contradict themselves."""
+
+
+class CodecError(BlockError):
+    """Bytes that cannot be decompressed, or whose checksum is another."""
 
 
 def inflate(data: memoryview, target: Bytes) -> None:
@@ -38,7 +42,8 @@ def inflate(data: memoryview, target: Bytes) -> None:
         target: ``(bytes,)`` uint8 to fill, all of it.
 
     Raises:
-        BlockError: When the bytes are not what they should be.
+        BlockError: When the sizes do not fit each other.
+        CodecError: When a codec says so.
     """
     due, filled, position = len(target), 0, 0
     if len(data) == due:
@@ -59,7 +64,7 @@ def inflate(data: memoryview, target: Bytes) -> None:
         try:
             unpack(data[start:position], target[filled : filled + made])
         except _DAMAGE as error:
-            raise BlockError(f"{_NAMES[codec]} cannot decompress it: {error}") from None
+            raise CodecError(f"{_NAMES[codec]} cannot decompress it: {error}") from None
         filled += made
     if position != len(data):
         raise BlockError("there are more compressed bytes than blocks")
@@ -72,14 +77,14 @@ def _zlib(data: memoryview, target: Any) -> None:
     if not stream.eof:  # the checksum is read after the last byte
         made += stream.decompress(stream.unconsumed_tail, 1)
     if not stream.eof:
-        raise BlockError("it does not end where it should")
+        raise CodecError("it does not end where it should")
     _fill(target, made)
 
 
 def _lz4(data: memoryview, target: Any) -> None:
     block = data[_CHECKSUM:]
     if xxhash.xxh64_intdigest(block) != int.from_bytes(data[:_CHECKSUM]):
-        raise BlockError("the checksum is wrong")
+        raise CodecError("the checksum is wrong")
     _complete(cramjam.lz4.decompress_block_into(block, target, output_len=len(target)), target)
 
 
@@ -93,7 +98,7 @@ def _lzma(data: memoryview, target: Any) -> None:
 
 def _complete(made: int, target: Bytes) -> None:
     if made != len(target):
-        raise BlockError(f"it makes {made:,} bytes of {len(target):,}")
+        raise CodecError(f"it makes {made:,} bytes of {len(target):,}")
 
 
 def _fill(target: Bytes, made: Any) -> None:
