@@ -109,6 +109,7 @@ def _xrootd(urls: Sequence[str]) -> list[State | None]:
 
         gate.acquire()
         path = parts.path[1:] if parts.path.startswith("//") else parts.path
+        path += f"?{parts.query}" if parts.query else ""
         if not systems[host].stat(path, timeout=PATIENCE, callback=told).ok:
             gate.release()
             left.release()
@@ -125,8 +126,11 @@ def _fsspec(urls: Sequence[str]) -> list[State | None]:
 
     def one(url: str) -> State | None:
         with contextlib.suppress(Exception):  # each file system has errors of its own; opening will tell
-            system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-            seen = system.info(path)
+            if locate(url).protocol is Protocol.S3:
+                system = fsspec.filesystem("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL"))
+                seen = system.info(url, refresh=True)  # not from a listing of earlier times
+            else:
+                seen = fsspec.filesystem("http").info(url)
             changed = seen.get("ETag") or seen.get("LastModified") or seen.get("Last-Modified")
             if changed is None or seen.get("size") is None:
                 return None
