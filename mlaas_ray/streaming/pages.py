@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import uproot
 import xxhash
+from uproot.models.RNTuple import PageLink
 from uproot.source.chunk import Chunk
 from uproot.source.cursor import Cursor
 
 from mlaas_ray.streaming.ranges import Range
 
-# Behind a page that has one: XXH3, 64 bits, little-endian.
+# Behind a list of pages, and a page that has one: XXH3, 64 bits, little-endian.
 CHECKSUM_BYTES = 8
 
 
@@ -50,10 +51,23 @@ class ColumnStore:
 
     Args:
         ntuple: uproot's RNTuple.
+
+    Attributes:
+        clusters: First entry, and entries, of each cluster.
+
+    Raises:
+        ValueError: When a checksum says that the lists of pages are not what was written.
     """
 
     def __init__(self, ntuple: Any) -> None:
         self._ntuple = ntuple
+        self.clusters: list[tuple[int, int]] = []
+        self._links: list[Any] = []
+        for envelope in _page_lists(ntuple):
+            self.clusters += [
+                (int(c.num_first_entry), int(c.num_entries)) for c in envelope.cluster_summaries
+            ]
+            self._links += envelope.pagelinklist
         self._alternatives: dict[int, list[int]] = {}
         for column in ntuple.column_records:
             self._alternatives.setdefault(column.field_id, []).append(column.idx)
@@ -70,7 +84,7 @@ class ColumnStore:
         Raises:
             ValueError: When there are more.
         """
-        links = self._ntuple.page_link_list[cluster]
+        links = self._links[cluster]
         if column < len(links) and links[column].suppressed:
             field = self._ntuple.column_records[column].field_id
             column = next(other for other in self._alternatives[field] if not links[other].suppressed)
@@ -112,6 +126,17 @@ class ColumnStore:
             return data
         chunk = Chunk.wrap(self._ntuple.file.source, np.frombuffer(data, np.uint8))
         return uproot.compression.decompress(chunk, Cursor(0), {}, len(data), size).raw_data
+
+
+def _page_lists(ntuple: Any) -> Iterator[Any]:
+    """Read the lists of pages, as uproot would, which does not look at their checksums (uproot 5.7.7)."""
+    for group in ntuple.footer.cluster_group_records:
+        link = group.page_list_link
+        chunk, cursor = ntuple.read_locator(link.locator, link.env_uncomp_size)
+        envelope = PageLink().read(chunk, cursor, {})
+        if xxhash.xxh3_64_intdigest(chunk.raw_data[:-CHECKSUM_BYTES]) != envelope.checksum:
+            raise ValueError("a list of pages is not what its checksum says")
+        yield envelope
 
 
 def _placed(column: int, stored: list[Any], absent: int) -> Iterator[Page]:

@@ -78,7 +78,6 @@ class RNTupleEvents:
         self._nested = nested
         with naming(self.path, tree):
             self.entries = int(ntuple.num_entries)
-            self._clusters = [(int(c.num_first_entry), int(c.num_entries)) for c in ntuple.cluster_summaries]
             self._fields, self._others = find_fields(ntuple)
             self._store = ColumnStore(ntuple)
 
@@ -108,7 +107,7 @@ class RNTupleEvents:
 
     def boundaries(self, names: Sequence[str]) -> tuple[int, ...]:
         """First entry of each cluster, which all fields share, and last ``entries``."""
-        return tuple(sorted({0, self.entries} | {first for first, _ in self._clusters}))
+        return tuple(sorted({0, self.entries} | {first for first, _ in self._store.clusters}))
 
     def fetch(self, names: Sequence[str], start: int, stop: int) -> Fetched:
         """Get the pages that hold some fields of the entries ``start`` to ``stop`` (not included).
@@ -150,7 +149,7 @@ class RNTupleEvents:
         return columns
 
     def _parts(self, start: int, stop: int) -> Iterator[_Part]:
-        for cluster, (first, entries) in enumerate(self._clusters):
+        for cluster, (first, entries) in enumerate(self._store.clusters):
             low, high = max(start, first), min(stop, first + entries)
             if low < high:
                 yield _Part(cluster, low - first, high - first, entries)
@@ -195,7 +194,7 @@ class RNTupleEvents:
     def _bytes(self, field: Field) -> int:
         return sum(
             page.elements * self._store.dtype(page.column).itemsize
-            for cluster in range(len(self._clusters))
+            for cluster in range(len(self._store.clusters))
             for page in self._store.pages(cluster, field.values)
         )
 
