@@ -13,12 +13,11 @@ if TYPE_CHECKING:
     from mlaas_ray.streaming.read import new_record, plan_reader, read_events, read_root
     from mlaas_ray.streaming.reading import block_schema
     from mlaas_ray.streaming.record import Record
-    from mlaas_ray.streaming.root_datasource import Mode, PlanReader, RootDatasource
+    from mlaas_ray.streaming.root_datasource import PlanReader, RootDatasource
     from mlaas_ray.streaming.settings import ReadingSettings
 
 __all__ = [
     "FirstPass",
-    "Mode",
     "PlanReader",
     "ReadingSettings",
     "Record",
@@ -39,7 +38,6 @@ __all__ = [
 # Each name's module is imported when the name is first asked for: a first pass whose results are known needs
 # no Ray, whose import alone takes longer.
 _MODULES = {
-    "Mode": "root_datasource",
     "PlanReader": "root_datasource",
     "ReadingSettings": "settings",
     "Record": "record",

@@ -17,7 +17,7 @@ from mlaas_ray.core.errors import JobError
 from mlaas_ray.core.location import locate
 from mlaas_ray.core.package import ModelPackage, staging, write_package
 from mlaas_ray.repository import ModelVersion, Repository
-from mlaas_ray.streaming import FirstPass, Mode, Record, first_pass, new_record, plan_reader, read_events
+from mlaas_ray.streaming import FirstPass, Record, first_pass, new_record, plan_reader, read_events
 from mlaas_ray.training import EpochReport, TrainedModel, fit
 from mlaas_ray.workflows.cluster import connected, durable
 from mlaas_ray.workflows.job import Job
@@ -122,7 +122,7 @@ def recorded(found: FirstPass, job: Job, path: Path) -> Iterator[Record]:
         record.write(path)
 
 
-def reading_mode(wish: Literal["auto", "block", "plan"], on_gpus: bool) -> Mode:
+def reading_mode(wish: Literal["auto", "block", "plan"], on_gpus: bool) -> Literal["block", "plan"]:
     """Choose where files are read: by the workers themselves, or on other nodes' CPUs.
 
     Args:

@@ -141,7 +141,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object
         inner, step = nested.get(name, (field.annotation, ""))
         inner = {"publish": PublishSettings, "cache": Cache}.get(name, inner)
         if name == "define":
-            yield f"{prefix}define.NAME", ""
+            yield f"{prefix}define.NAME", None
             continue
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from keys(inner, f"{prefix}{name}.{step}")
