@@ -18,7 +18,7 @@ from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.xrootd import configure_xrootd
 
 # Questions to XRootD servers at once, and seconds to wait for one.
-AT_ONCE = 256
+AT_ONCE = 512
 PATIENCE = 15
 THREADS = 32
 
