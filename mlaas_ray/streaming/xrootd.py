@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import queue
 import re
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mlaas_ray.streaming.faults import Fault, Kind
@@ -111,7 +113,7 @@ def fault(status: int, number: int, text: str) -> Fault:
 
 
 class XRootDFile:
-    """One open file of one server, read asynchronously; several threads may read.
+    """One open file of one server; several threads may read.
 
     Behind a redirector, XrdCl goes to another server by itself when one is lost in the middle of a read, for
     files opened with the READ flag only.
@@ -131,7 +133,7 @@ class XRootDFile:
         client = load_xrootd()
         self.url = url
         self._file = client.File()
-        self._slots = threading.Semaphore(IN_FLIGHT)
+        _start_closing(os.getpid())
         _check(self._file.open(url, client.flags.OpenFlags.READ)[0])
         status, stat = self._file.stat()  # the answer came with the file
         _check(status)
@@ -156,54 +158,68 @@ class XRootDFile:
         """
         parts = plan(ranges, largest=RANGE_BYTES, lone=REQUEST_BYTES)
         requests = list(_requests(parts))
-        answers = [(request, self._send(request)) for request in requests]
-        got: dict[Range, memoryview] = {}
-        for request, answer in answers:
-            for part, data in zip(request, answer.result(), strict=True):
-                if len(data) != part[1] - part[0]:
-                    raise Fault("failing", f"{len(data)} bytes instead of {part[1] - part[0]}")
-                got[part] = memoryview(data)
+        if len(requests) > 1:
+            answers = list(_threads(os.getpid()).map(self._ask, requests))
+        else:
+            answers = [self._ask(request) for request in requests]
+        got = {
+            part: memoryview(data)
+            for request, answer in zip(requests, answers, strict=True)
+            for part, data in zip(request, answer, strict=True)
+        }
         return gather(ranges, got), len(requests)
 
     def close(self) -> None:
         """Close it, without waiting: the server may be gone."""
-        file = self._file
-        # The callback holds the file until then: XrdCl's destructor would close it and wait for the answer.
-        with contextlib.suppress(ValueError):  # closed already
-            file.close(timeout=CLOSE_SECONDS, callback=lambda *_: file)
+        _CLOSING.put(self._file)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):  # else XrdCl's destructor would wait for an answer
             self.close()
 
-    def _send(self, parts: list[Range]) -> Future[list[Any]]:
-        """Ask for parts in one request."""
-        future: Future[list[Any]] = Future()
+    def _ask(self, parts: Sequence[Range]) -> list[bytes]:
+        """Read parts in one request, and wait for the answer.
 
-        def answered(status: Any, response: Any, _hosts: Any) -> None:
-            self._slots.release()
-            try:
-                _check(status)
-                plain = len(parts) == 1
-                future.set_result([response or b""] if plain else [part.buffer for part in response.chunks])
-            except Exception as error:  # nobody else would hear of it, and the reader wait for ever
-                future.set_exception(error)
-
-        self._slots.acquire()
+        XrdCl could call back instead, but then it would want Python's lock in its own threads, and a process
+        that is forked meanwhile (to start a program, say) waits for those threads and holds that lock.
+        """
         try:
             if len(parts) == 1:
                 [(start, stop)] = parts
-                sent = self._file.read(start, stop - start, callback=answered)
+                status, data = self._file.read(start, stop - start)
+                _check(status)
+                answer = [data or b""]
             else:
-                chunks = [(start, stop - start) for start, stop in parts]
-                sent = self._file.vector_read(chunks, callback=answered)
-            error = None if sent.ok else fault(sent.code, sent.errno, sent.message)
-        except ValueError as closed:
-            error = Fault("failing", str(closed))
-        if error:
-            self._slots.release()
-            future.set_exception(error)
-        return future
+                status, read = self._file.vector_read([(start, stop - start) for start, stop in parts])
+                _check(status)
+                answer = [part.buffer for part in read.chunks]
+        except ValueError as closed:  # by another thread, for which it had failed
+            raise Fault("failing", str(closed)) from closed
+        for (start, stop), data in zip(parts, answer, strict=True):
+            if len(data) != stop - start:
+                raise Fault("failing", f"{len(data)} bytes instead of {stop - start}")
+        return answer
+
+
+# Files to close. Unlike an executor, this queue may be used by a destructor at any moment.
+_CLOSING: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+
+def _close_all() -> None:
+    while True:
+        with contextlib.suppress(ValueError):  # closed already
+            _CLOSING.get().close(timeout=CLOSE_SECONDS)
+
+
+@functools.cache
+def _threads(_process: int) -> ThreadPoolExecutor:
+    """Return the threads of this process that wait for answers; a forked process has none of its parent's."""
+    return ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="xrootd")
+
+
+@functools.cache
+def _start_closing(_process: int) -> None:
+    threading.Thread(target=_close_all, name="xrootd-close", daemon=True).start()
 
 
 def _requests(parts: Sequence[Range]) -> Iterator[list[Range]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
@@ -13,7 +14,9 @@ import pytest
 import uproot
 
 from mlaas_ray.core.errors import FileUnreadableError
+from mlaas_ray.streaming.ahead import ahead
 from mlaas_ray.streaming.checksum import checksum, verify
+from mlaas_ray.streaming.events import open_events
 from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.transport import ByteSource, open_bytes
 from mlaas_ray.streaming.uproot_source import uproot_source
@@ -78,25 +81,23 @@ def test_a_server_that_is_killed_in_the_middle_is_replaced_by_the_other(federati
     assert opened.failovers == 1
 
 
-def test_every_entry_arrives_once_when_a_server_is_killed_under_several_threads(
-    federation: Federation,
+def test_every_entry_arrives_once_when_one_server_after_the_other_is_killed_under_what_reads_ahead(
+    federation: Federation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    opened = open_bytes(Source(f"{federation.url}/events.root"))
-    tree = uproot.open({opened.path: None}, handler=uproot_source(opened), array_cache=None)["Events"]
-    first = serving(federation, opened)
-    got: dict[int, np.ndarray] = {}
-
-    def read(start: int) -> None:
-        if start == 40_000:
-            first.kill()
-        got[start] = tree["entry"].array(library="np", entry_start=start, entry_stop=start + 10_000)
-
-    threads = [threading.Thread(target=read, args=(start,)) for start in range(0, 100_000, 10_000)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    np.testing.assert_array_equal(np.concatenate([got[start] for start in sorted(got)]), ENTRIES)
+    events = open_events(Source(f"{federation.url}/events.root"))
+    pieces = itertools.pairwise(events.boundaries(["entry"]))
+    got = []
+    for number, (piece, fetched) in enumerate(
+        ahead(pieces, lambda piece: events.fetch(["entry"], *piece), size=lambda piece: 1)
+    ):
+        if number in (10, 25):  # so that the one it is read from is among them
+            federation.start()
+            federation.servers[number // 15].kill()
+        got.append(events.decode(fetched)["entry"])
+        assert len(got[-1]) == piece[1] - piece[0]
+    assert len(got) == 50
+    np.testing.assert_array_equal(np.concatenate(got), ENTRIES)
+    assert "no longer" in caplog.text
 
 
 def test_a_server_that_comes_back_is_found_again(federation: Federation) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlaas_ray.core.errors import FileMissingError, FileUnreadableError, TreeMissingError
-from mlaas_ray.streaming import find_files, first_pass, read_root
+from mlaas_ray.streaming import first_pass, read_root
 from mlaas_ray.streaming.first_pass import Sample
 
 pytestmark = [pytest.mark.xrootd, pytest.mark.usefixtures("ray_local")]
@@ -28,21 +28,6 @@ def test_a_remote_file_gives_the_same_events_as_the_local_one(
     assert len(remote) == 3000
     for mine, theirs in zip(sorted(local, key=_entry), sorted(remote, key=_entry), strict=True):
         np.testing.assert_array_equal(mine["x"], theirs["x"])
-
-
-def test_a_glob_on_a_server_is_resolved(write_tree, tmp_path: Path, xrootd_server: Serve) -> None:
-    for name in ("b.root", "a.root"):
-        write_tree(f"sub/{name}")
-    url = xrootd_server(tmp_path)
-    both = [f"{url}/sub/a.root", f"{url}/sub/b.root"]
-    assert find_files(f"{url}/sub/*.root") == both
-    assert find_files(f"{url}/s*/[ab].root") == both
-    write_tree("top.root")
-    assert find_files(f"{url}/t*.root") == [f"{url}/top.root"]
-    with pytest.raises(FileMissingError, match="no file matches"):
-        find_files(f"{url}/sub/*.txt")
-    with pytest.raises(FileMissingError, match="no file matches"):
-        find_files(f"{url}/none/*.root")
 
 
 def test_a_remote_file_that_is_missing_is_named(tmp_path: Path, xrootd_server: Serve) -> None:
@@ -72,8 +57,8 @@ def test_tensorflow_lives_beside_remote_reading_when_reading_comes_first(
     write_tree()
     url = xrootd_server(tmp_path)
     program = (
-        "from mlaas_ray.streaming.trees import open_tree; import sys; "
-        "print(open_tree(sys.argv[1]).num_entries); import tensorflow"
+        "from mlaas_ray.streaming.events import open_events; import sys; "
+        "print(open_events(sys.argv[1]).entries); import tensorflow"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, f"{url}/a.root"], capture_output=True, text=True, timeout=120
