@@ -8,7 +8,8 @@ import uproot
 from mlaas_ray.core.errors import BranchMissingError, DataError, EmptyDataError, JobError
 from mlaas_ray.core.features import Statistics
 from mlaas_ray.core.inputs import Inputs, ObjectSettings
-from mlaas_ray.streaming import ReadingSettings, Sample, first_pass
+from mlaas_ray.streaming import ReadingSettings, Sample, first_pass, measure, survey, visit
+from tests.streaming.conftest import damage
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -36,10 +37,16 @@ def test_statistics_and_lengths_are_those_of_all_files_together(write_tree) -> N
             assert feature.length == feature.multiplicity == ak.max(ak.num(arrays[feature.name]))
 
 
-def test_the_result_does_not_depend_on_how_many_work(write_tree) -> None:
-    paths = [write_tree(f"{seed}.root", events=300, seed=seed) for seed in range(5)]
-    digests = {first_pass([Sample(paths)]).features.digest for _ in range(3)}
-    assert len(digests) == 1
+def test_the_result_does_not_depend_on_how_the_work_is_shared(write_tree, monkeypatch) -> None:
+    paths = [write_tree(f"{seed}.root", events=300, seed=seed) for seed in range(6)]
+    monkeypatch.setattr(survey, "BATCHES", 1)
+    found = []
+    for files in (1, 4, 32):
+        monkeypatch.setattr(survey, "BATCH_FILES", files)
+        found.append(first_pass([Sample(paths)]))
+    assert len({one.features.digest for one in found}) == 1
+    documents = [one.sketches[0].document() for one in found]
+    assert documents[0] == documents[1] == documents[2]
 
 
 def test_nan_and_infinity_are_counted_and_do_not_poison_the_range(write_tree) -> None:
@@ -164,7 +171,7 @@ def test_definitions_of_a_branch_that_is_filled_are_measured_in_every_file(write
 
 
 def test_bad_files_are_skipped_up_to_a_share(write_tree, tmp_path) -> None:
-    good = [write_tree(f"{seed}.root", seed=seed) for seed in range(4)]
+    good = [write_tree(f"{seed}.root", events=2000, clusters=1, seed=seed) for seed in range(4)]
     bad = tmp_path / "bad.root"
     bad.write_bytes(good[0].read_bytes()[:500])
     files = [good[0], bad, *good[1:]]
@@ -175,7 +182,12 @@ def test_bad_files_are_skipped_up_to_a_share(write_tree, tmp_path) -> None:
     assert [file.path for file in found.files] == [str(path) for path in good]
     assert [one.source.path for one in found.skipped] == [str(bad)]
     assert "cut short" in found.skipped[0].reason
-    with pytest.raises(DataError, match=r"1 of 5 files cannot be read.*max_fraction is 0.1"):
+    damage(good[2], "MET_pt")  # which shows only when it is measured
+    skip = {"policy": "skip", "max_fraction": 0.5}
+    found = first_pass([Sample(files)], reading=ReadingSettings(bad_files=skip))
+    assert [one.source.path for one in found.skipped] == [str(bad), str(good[2])]
+    assert found.features.entries == found.entries == 6000
+    with pytest.raises(DataError, match=r"2 of 5 files cannot be read.*max_fraction is 0.1"):
         first_pass([Sample(files)], reading=ReadingSettings(bad_files="skip"))
 
 
@@ -222,9 +234,6 @@ def test_the_key_is_what_all_files_can_be_identified_by(write_tree) -> None:
 
 def test_large_files_are_measured_by_several_tasks_alike(write_tree, monkeypatch) -> None:
     """What a visit leaves over, others measure: the pieces are the same, and so is the result."""
-    from mlaas_ray.streaming import measure, visit
-    from mlaas_ray.streaming.survey import survey
-
     samples = [Sample(write_tree(events=1000, clusters=10)).found()]
     request = visit.Request(Inputs(), ReadingSettings())
     monkeypatch.setattr(measure, "PIECE_BYTES", 4000)
@@ -238,5 +247,5 @@ def test_large_files_are_measured_by_several_tasks_alike(write_tree, monkeypatch
         first = first.extended(more)
     assert first.sketches.document() == whole.sketches.document()
     assert first.events == whole.events == 1000
-    (plain,) = survey(samples, request, None, [None], False)
+    (plain,) = survey.survey(samples, request, None, [None], False)
     assert plain.events == 1000
