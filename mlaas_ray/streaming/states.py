@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from mlaas_ray.core.location import Protocol, locate
 from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.xrootd import configure_xrootd
 
-# Questions to XRootD servers at once, and seconds to wait for one.
-AT_ONCE = 512
+# Questions to XRootD servers at once, and seconds to wait for one: 1,000 files at 50 ms take 0.4 s.
+AT_ONCE = 200
 PATIENCE = 15
 THREADS = 32
 
@@ -86,39 +85,25 @@ def _local(paths: Sequence[str]) -> list[State | None]:
 
 
 def _xrootd(urls: Sequence[str]) -> list[State | None]:
-    """Ask all at once: each is one round trip, and they do not wait for each other."""
+    """Ask many at once, each one round trip: in threads, since callbacks stand in the way of a fork."""
     configure_xrootd()
     from XRootD.client import FileSystem  # type: ignore[attr-defined]
 
-    answers: list[State | None] = [None] * len(urls)
-    systems: dict[str, Any] = {}
-    gate = threading.BoundedSemaphore(AT_ONCE)
-    left = threading.Semaphore(0)
+    split = [urlsplit(url) for url in urls]
+    hosts = {f"{parts.scheme}://{parts.netloc}" for parts in split}
+    systems = {host: FileSystem(host) for host in hosts}  # type: ignore[no-untyped-call]
 
-    def ask(index: int, url: str) -> None:
-        parts = urlsplit(url)
-        host = f"{parts.scheme}://{parts.netloc}"
-        if host not in systems:
-            systems[host] = FileSystem(host)  # type: ignore[no-untyped-call]
-
-        def told(status: Any, answer: Any, hosts: Any) -> None:
-            if status.ok and answer is not None:
-                answers[index] = State(int(answer.size), str(answer.modtime), answer.modtime + _COARSE)
-            gate.release()
-            left.release()
-
-        gate.acquire()
+    def one(parts: SplitResult) -> State | None:
         path = parts.path[1:] if parts.path.startswith("//") else parts.path
         path += f"?{parts.query}" if parts.query else ""
-        if not systems[host].stat(path, timeout=PATIENCE, callback=told).ok:
-            gate.release()
-            left.release()
+        system: Any = systems[f"{parts.scheme}://{parts.netloc}"]
+        status, answer = system.stat(path, timeout=PATIENCE)
+        if not status.ok or answer is None:
+            return None
+        return State(int(answer.size), str(answer.modtime), answer.modtime + _COARSE)
 
-    for index, url in enumerate(urls):
-        ask(index, url)
-    for _ in urls:
-        left.acquire()
-    return answers
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="states") as pool:
+        return list(pool.map(one, split))
 
 
 def _fsspec(urls: Sequence[str]) -> list[State | None]:
