@@ -180,8 +180,8 @@ class XRootDFile:
     def _ask(self, parts: Sequence[Range]) -> list[bytes]:
         """Read parts in one request, and wait for the answer.
 
-        XrdCl could call back instead, but then it would want Python's lock in its own threads, and a process
-        that is forked meanwhile (to start a program, say) waits for those threads and holds that lock.
+        XrdCl could call back instead, but then its threads would want Python's lock, which a thread holds that
+        forks (to start a program, say) while XrdCl stops its threads: that stood still (decision 17).
         """
         try:
             if len(parts) == 1:

@@ -219,24 +219,3 @@ def test_s3_without_its_library_gives_the_install_line() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert "pip install 'mlaas-ray[s3]'" in done.stdout, done.stderr
-
-
-@pytest.mark.xrootd
-def test_programs_can_be_started_while_a_server_is_read(one_xrootd: str) -> None:
-    """XrdCl stops its threads around a fork; were one waiting for Python's lock, all would stand still."""
-    opened = open_bytes(Source(f"{one_xrootd}/a.bin"))
-    ready = threading.Event()
-
-    def read() -> None:
-        while not ready.is_set():
-            opened.read(scattered(2500))
-
-    threads = [threading.Thread(target=read, daemon=True) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for _ in range(10):
-        subprocess.run(["true"], check=True)
-    ready.set()
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
