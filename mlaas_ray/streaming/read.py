@@ -136,11 +136,12 @@ def read_events(
     if not ray.is_initialized():
         ray.init()
     source = RootDatasource(plan, reader, mode=mode, name=name, part=part)
-    # Without a number Ray would split the blocks into about 200. A row of the plan costs no CPU to tell.
+    # Without a number Ray would split the blocks into about 200. A row of the plan costs no CPU to tell; but
+    # Ray would start a process for each, all at once.
     events: ray.data.Dataset = ray.data.read_datasource(
         source,
         override_num_blocks=plan.blocks,
-        num_cpus=0 if mode == "plan" else None,
+        **({"num_cpus": 0, "concurrency": 1} if mode == "plan" else {}),
     )
     return events
 
