@@ -180,7 +180,7 @@ class XRootDFile:
     def _ask(self, parts: Sequence[Range]) -> list[bytes]:
         """Read parts in one request, and wait for the answer.
 
-        XrdCl could call back instead, but then its threads would want Python's lock, which a thread holds that
+        XrdCl could call back instead, but then its threads want Python's lock, which a thread holds that
         forks (to start a program, say) while XrdCl stops its threads: that stood still (decision 17).
         """
         try:
