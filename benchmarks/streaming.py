@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,46 +79,53 @@ def _shared() -> int:
     return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
 
 
-def measure(way: Callable[[], Iterator[int]]) -> dict[str, float]:
-    """Run a way through; it gives the number of events of each batch of rows."""
+Told = Callable[[int], None]
+
+
+def measure(way: Callable[[Told], None]) -> dict[str, float]:
+    """Run a way through; it tells the number of events of each batch of rows."""
     clock = TreeClock()
     # what Python and the imports took is part of the whole
     begun = psutil.Process().create_time()
-    events = first = 0
+    counts: list[int] = []
     running = (0.0, 0.0)
-    for count in way():
-        if not events:
-            running, first = (time.time(), clock.seconds()), count
-        events += count
-    wall, cpu = time.time() - begun, clock.seconds()
-    steady = events - first
+
+    def tell(count: int) -> None:
+        nonlocal running
+        counts.append(count)
+        if len(counts) == 1:
+            running = (time.time(), clock.seconds())
+
+    way(tell)
+    ended, cpu = time.time(), clock.seconds()
+    events, steady = sum(counts), sum(counts[1:])
     return {
         "events": events,
         "cpu_s": cpu,
-        "wall_s": wall,
+        "wall_s": ended - begun,
         "cpu_s_per_mev": cpu / events * 1e6,
-        "events_per_s": events / wall,
-        "running_cpu_s_per_mev": (cpu - running[1]) / steady * 1e6 if steady else float("nan"),
-        "running_events_per_s": steady / (begun + wall - running[0]) if steady else float("nan"),
+        "events_per_s": events / (ended - begun),
+        "running_cpu_s_per_mev": (cpu - running[1]) / steady * 1e6,
+        "running_events_per_s": steady / (ended - running[0]),
         "peak_bytes": clock.peak,
     }
 
 
-def plain(files: list[str], features: Any, cpus: int) -> Iterator[int]:
-    """Give the batches of the plain loop."""
-    from loops import plain as loop
+def plain(files: list[str], features: Any, cpus: int, tell: Told) -> None:
+    """Run the plain loop."""
+    import loops
 
-    return loop(files, features)
-
-
-def awkward(files: list[str], features: Any, cpus: int) -> Iterator[int]:
-    """Give the batches of the usual loop."""
-    from loops import awkward as loop
-
-    return loop(files, features)
+    loops.plain(files, features, lambda rows: tell(len(rows)))
 
 
-def block(files: list[str], features: Any, cpus: int) -> Iterator[int]:
+def awkward(files: list[str], features: Any, cpus: int, tell: Told) -> None:
+    """Run the usual loop."""
+    import loops
+
+    loops.awkward(files, features, lambda rows: tell(len(rows)))
+
+
+def block(files: list[str], features: Any, cpus: int, tell: Told) -> None:
     """Take blocks out of the object store."""
     import ray
 
@@ -128,12 +135,11 @@ def block(files: list[str], features: Any, cpus: int) -> Iterator[int]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     dataset = read_root(files, "Events", features=features, shuffle=True)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield batch.num_rows
+        tell(batch.num_rows)
 
 
-def plan(files: list[str], features: Any, cpus: int) -> Iterator[int]:
-    """Read in the worker of a TorchTrainer; the counts come when it has ended."""
-    import ray
+def plan(files: list[str], features: Any, cpus: int, tell: Told) -> None:
+    """Read in the worker of a TorchTrainer, which writes down its counts as they come."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -142,18 +148,24 @@ def plan(files: list[str], features: Any, cpus: int) -> Iterator[int]:
     _start(cpus)
     found = first_pass([Sample(files, "Events")], features=features)
     with tempfile.TemporaryDirectory() as storage:
+        told = Path(storage, "told")
         trainer = TorchTrainer(
             _consume,
-            train_loop_config={"reader": plan_reader(found), "told": f"{storage}/told"},
+            train_loop_config={"reader": plan_reader(found), "told": str(told)},
             scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
             datasets={"train": read_events(found, shuffle=True, mode="plan")},
             run_config=RunConfig(storage_path=storage),
         )
         thread = threading.Thread(target=trainer.fit)
         thread.start()
-        yield from _told(Path(f"{storage}/told"), thread)
-        thread.join()
-    ray.shutdown()
+        position = 0
+        while thread.is_alive() or (told.exists() and told.stat().st_size > position):
+            text = told.read_text()[position:] if told.exists() else ""
+            whole = text[: text.rfind("\n") + 1]
+            position += len(whole)
+            for line in whole.splitlines():
+                tell(int(line))
+            time.sleep(0.02)
 
 
 def _consume(config: dict[str, Any]) -> None:
@@ -164,22 +176,6 @@ def _consume(config: dict[str, Any]) -> None:
     with open(config["told"], "w", buffering=1) as told:
         for table in config["reader"].tables(rows):
             told.write(f"{table.num_rows}\n")
-
-
-def _told(path: Path, thread: threading.Thread) -> Iterator[int]:
-    """Give the counts that another process writes, as they come."""
-    position = 0
-    while True:
-        alive = thread.is_alive()
-        text = path.read_text() if path.exists() else ""
-        lines = text[position:].splitlines(keepends=True)
-        for line in lines:
-            if line.endswith("\n"):
-                position += len(line)
-                yield int(line)
-        if not alive:
-            return
-        time.sleep(0.02)
 
 
 def _start(cpus: int) -> None:
@@ -309,7 +305,7 @@ def main() -> None:
         features = FeatureSpec.from_json(options.features.read_text())
         files = json.loads(Path(options.files[0]).read_text())
         way = globals()[options.way]
-        print(json.dumps(measure(lambda: way(files, features, options.cpus))))
+        print(json.dumps(measure(lambda tell: way(files, features, options.cpus, tell))))
         return
     result = compare(
         [str(Path(file).absolute()) for file in options.files],

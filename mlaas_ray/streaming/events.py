@@ -157,4 +157,4 @@ class _Opened:
         return future.result()
 
 
-_OPENED = _Opened(8)
+_OPENED = _Opened(12)

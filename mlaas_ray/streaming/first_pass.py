@@ -237,7 +237,12 @@ def combined(
         for name in wishes(file, request)[0]
     }
     features = spec_of(
-        chosen, Sketches.merged(sketches), full, request.inputs, sum(visit.events for visit in visits)
+        chosen,
+        Sketches.merged(sketches),
+        full,
+        request.inputs,
+        all_branches(files),
+        sum(visit.events for visit in visits),
     )
     return replace(result, features=features, sketches=sketches if full else ())
 

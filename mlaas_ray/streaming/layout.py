@@ -140,7 +140,12 @@ def check_not_empty(files: Sequence[ScannedFile], names: Sequence[str]) -> None:
 
 
 def spec_of(
-    chosen: Mapping[str, Shape], sketches: Sketches, full: Set[str], inputs: Inputs, entries: int
+    chosen: Mapping[str, Shape],
+    sketches: Sketches,
+    full: Set[str],
+    inputs: Inputs,
+    branches: Mapping[str, Branch],
+    entries: int,
 ) -> FeatureSpec:
     """Make the FeatureSpec of what was measured.
 
@@ -149,6 +154,7 @@ def spec_of(
         sketches: Of all files together.
         full: What was measured in full; of the others the multiplicity is known, if anything.
         inputs: What the user asked for.
+        branches: Every branch that some file has.
         entries: Events measured.
 
     Raises:
@@ -160,8 +166,11 @@ def spec_of(
         for name, rule in inputs.objects.items()
         if rule.where or rule.sort_by is not None
     }
+    # a service must know of what kind the branches are that are sent to it
+    raw = needed_branches(inputs, chosen, select=False) - set(chosen)
     rest = {
         "define": dict(inputs.define),
+        "branches": {name: branches[name].kind for name in sorted(raw)},
         "objects": rules,
         "select": inputs.select,
         "normalisation": inputs.normalise,

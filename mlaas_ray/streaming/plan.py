@@ -16,9 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 # A block's bytes of rows: large enough that Ray's cost per block vanishes, small enough for many in memory.
-BLOCK_BYTES = 80_000_000
-# Blocks may be this much larger where that spares cutting a cluster, whose baskets would be decoded twice.
-STRETCH = 2.0
+BLOCK_BYTES = 110_000_000
+# Blocks may be this much larger where that spares cutting a cluster, whose baskets would be decoded twice
+# (Ray splits blocks of more than 200 MB).
+STRETCH = 1.7
+# Files that are read at the same time, of all datasets together: opening one costs as much as reading
+# thousands of events, and a reader keeps the last few open.
+OPEN_FILES = 8
 # So many blocks at least, where decoding baskets twice costs little: for data smaller than this.
 MIN_BLOCKS = 8
 SMALL_BYTES = 200_000_000
@@ -109,8 +113,8 @@ class Plan:
         for dataset, events in planned.items():
             pieces = self._pieces(dataset, events / count)
             if self.shuffle:
-                order = np.random.default_rng([self.seed, epoch, dataset]).permutation(len(pieces))
-                pieces = [pieces[i] for i in order]
+                random = np.random.default_rng([self.seed, epoch, dataset])
+                pieces = shuffled(pieces, max(1, OPEN_FILES // len(planned)), random)
             for block, piece in _dealt(_first(pieces, events), events, count):
                 blocks[block].append(piece)
         return [tuple(pieces) for pieces in blocks]
@@ -161,6 +165,26 @@ class Plan:
             for size in np.diff(extent.boundaries).tolist()
         ]
         return float(np.median(sizes)) if sizes else 1.0
+
+
+def shuffled(pieces: Sequence[Piece], window: int, random: np.random.Generator) -> list[Piece]:
+    """Shuffle pieces: the files, and then the pieces of every few files that follow each other.
+
+    Args:
+        pieces: Of one dataset.
+        window: Files whose pieces are mixed.
+        random: The source of chance.
+    """
+    by_file: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_file.setdefault(piece.file, []).append(piece)
+    files = list(by_file.values())
+    order = random.permutation(len(files))
+    mixed: list[Piece] = []
+    for start in range(0, len(files), window):
+        group = [piece for i in order[start : start + window] for piece in files[i]]
+        mixed += [group[i] for i in random.permutation(len(group))]
+    return mixed
 
 
 def _first(pieces: Sequence[Piece], events: int) -> list[Piece]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mlaas_ray.core.columns import Column, Columns, Jagged
+from mlaas_ray.core.columns import Column, Columns
 from mlaas_ray.core.errors import DataError, FileUnreadableError
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.grid import GridSpec
@@ -29,6 +29,7 @@ from mlaas_ray.streaming.buffers import POOL
 from mlaas_ray.streaming.checksum import verify
 from mlaas_ray.streaming.events import Branch, open_events
 from mlaas_ray.streaming.file_cache import cached
+from mlaas_ray.streaming.missing import filled
 from mlaas_ray.streaming.plan import Piece, row_order
 from mlaas_ray.streaming.raster import out_of_bounds, rasterise
 from mlaas_ray.streaming.record import PieceRecord, Record
@@ -301,7 +302,7 @@ class _Job:
                 raise fetched
             events, content = fetched
             columns = dict(events.decode(content))
-            columns |= {branch.name: _filled(branch, self.piece.entries) for branch in self._file.missing}
+            columns |= filled(self._file.missing, columns, self.piece.entries)
             prepared, keep = prepare(columns, self.reader.features)
             part = ReadPiece(self.piece, where, columns, prepared)
             part.choose(keep, self._chosen(columns))
@@ -429,14 +430,6 @@ def _places(parts: Sequence[ReadPiece], order: Places | None) -> Iterator[Places
             places = np.full(entries, -1, dtype=np.int64)
             places[part.mask] = own
             yield places
-
-
-def _filled(branch: Branch, entries: int) -> Column:
-    """Return a branch that the file lacks: NaN, or no objects."""
-    if branch.kind == "jagged":
-        return Jagged(np.zeros(entries + 1, np.int64), np.empty(0, np.float32))
-    shape = entries if branch.kind == "flat" else (entries, branch.length)
-    return np.full(shape, np.nan, np.float32)
 
 
 def block_schema(width: int) -> pa.Schema:

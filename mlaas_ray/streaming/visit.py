@@ -6,9 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from mlaas_ray.core.columns import Column, Jagged
 from mlaas_ray.core.errors import DataError, FileMissingError, FileUnreadableError, TreeMissingError
 from mlaas_ray.core.prepare import needed_branches
 from mlaas_ray.core.statistics import Sketches
@@ -16,6 +13,7 @@ from mlaas_ray.streaming.ahead import ahead
 from mlaas_ray.streaming.events import Branch, Events, open_events
 from mlaas_ray.streaming.measure import counted, measured, pieces, wishes
 from mlaas_ray.streaming.memo import Memo
+from mlaas_ray.streaming.missing import filled
 from mlaas_ray.streaming.scan import Request, ScannedFile, SkippedFile, scan
 from mlaas_ray.streaming.source import Source
 
@@ -160,8 +158,8 @@ class _Opened:
         assert self.file is not None
         assert self.events is not None
         self.names, self.counters = wishes(self.file, request)
-        filled = {branch.name for branch in self.job.absent}
-        needed = needed_branches(request.inputs, self.names, select=bool(self.names)) - filled
+        absent = {branch.name for branch in self.job.absent}
+        needed = needed_branches(request.inputs, self.names, select=bool(self.names)) - absent
         self.reads = sorted(needed | set(self.counters.values()))
         if not self.job.absent and request.reading.missing == "fill":
             # what is defined by branches that this file lacks has no kind yet
@@ -192,7 +190,7 @@ class _Opened:
             assert self.events is not None
             columns = dict(self.events.decode(fetched))
             entries = piece.stop - piece.start
-            columns |= {branch.name: filled(branch, entries) for branch in self.job.absent}
+            columns |= filled(self.job.absent, columns, entries)
             sketches = []
             if self.names:
                 sketches.append(measured(columns, self.names, request.inputs))
@@ -244,11 +242,3 @@ def _pieces(opened: Iterator[_Opened], states: list[_Opened]) -> Iterator[_Piece
             continue
         for start, stop in state.ranges:
             yield _Piece(state, state.reads, start, stop)
-
-
-def filled(branch: Branch, entries: int) -> Column:
-    """Return a branch that the file lacks: NaN, or no objects."""
-    if branch.kind == "jagged":
-        return Jagged(np.zeros(entries + 1, np.int64), np.empty(0, np.float32))
-    shape = entries if branch.kind == "flat" else (entries, branch.length)
-    return np.full(shape, np.nan, np.float32)

@@ -25,7 +25,7 @@ def materialize_job(
     progress: bool | None = None,
     on_first_pass: Callable[[FirstPass], None] | None = None,
 ) -> dict[str, Any]:
-    """Write the events a job reads as Parquet shards, with the features, the record, and a job that reads them.
+    """Write the events a job reads as Parquet shards, beside them the features, the record, and a job.
 
     A run that ended early goes on where it was. The new job's model is the same: definitions, object rules
     and the split are in it.

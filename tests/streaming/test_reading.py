@@ -146,6 +146,20 @@ def test_a_branch_that_a_file_lacks_is_filled(write_tree) -> None:
     assert not np.isnan(x[:, 0]).any()
 
 
+def test_a_missing_branch_of_a_collection_has_as_many_objects_as_the_others(write_tree) -> None:
+    reading = ReadingSettings(missing="fill")
+    counts = np.arange(100) % 3
+    tags = ak.unflatten(np.ones(counts.sum(), np.float32), counts)
+    mus = {"Mu_pt": ak.unflatten(np.full(counts.sum(), 2.0, np.float32), counts)}
+    full = write_tree("full.root", extra={**mus, "Mu_tag": tags})
+    bare = write_tree("bare.root", seed=1, extra=mus)
+    define = {"both": "sum(Mu_pt + where(isnan(Mu_tag), 0, Mu_tag), axis=1)"}
+    inputs = Inputs.of({"include": ["both"], "define": define}, "test")
+    found = first_pass([Sample([full, bare])], inputs, reading=reading)
+    x = read(found, reading=reading)["x"].combine_chunks().to_numpy_ndarray()[:, 0]
+    np.testing.assert_array_equal(x, np.concatenate([3.0 * counts, 2.0 * counts]))
+
+
 def test_a_file_that_was_replaced_is_refused(write_tree) -> None:
     path = write_tree(events=100)
     found = first_pass([Sample(path)], Inputs(include=["MET_pt"]))

@@ -9,9 +9,9 @@ import yaml
 from pydantic import BaseModel
 
 from mlaas_ray.core.errors import InvalidNameError, JobError, LabelError
+from mlaas_ray.core.inputs import ObjectSettings
 from mlaas_ray.streaming.settings import Cache
 from mlaas_ray.workflows import Job
-from mlaas_ray.core.inputs import ObjectSettings
 from mlaas_ray.workflows.job import DatasetSettings, PublishSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
