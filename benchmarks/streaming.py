@@ -222,6 +222,13 @@ def _spec(files: list[str], folder: Path) -> Path:
     return path
 
 
+def _simulated(folder: Path) -> list[str]:
+    """Write a file, for who gives none."""
+    import decoding
+
+    return [str(next(iter(decoding.write_files(folder))))]
+
+
 def once(way: str, files: list[str], features: Path, cpus: int) -> dict[str, float]:
     """Measure one way in a new process."""
     listing = features.parent / "files.json"
@@ -290,10 +297,10 @@ def show(result: dict[str, Any]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="+", help="ROOT files with a tree Events, read over and over")
-    parser.add_argument("--events", type=int, default=3_000_000)
+    parser.add_argument("files", nargs="*", help="ROOT files with a tree Events, read over and over")
+    parser.add_argument("--events", type=int, help="to read in all; default: 3 million of given files")
     parser.add_argument("--awkward-events", type=int, default=200_000, help="for the slow way, per repeat")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, help="medians of so many; default: 5 with given files")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--features", type=Path, help=argparse.SUPPRESS)
@@ -307,12 +314,14 @@ def main() -> None:
         way = globals()[options.way]
         print(json.dumps(measure(lambda tell: way(files, features, options.cpus, tell))))
         return
-    result = compare(
-        [str(Path(file).absolute()) for file in options.files],
-        options.events,
-        options.awkward_events,
-        options.repeats,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        files = options.files or _simulated(Path(folder))
+        result = compare(
+            [str(Path(file).absolute()) for file in files],
+            options.events or (3_000_000 if options.files else 300_000),
+            options.awkward_events,
+            options.repeats or (5 if options.files else 1),
+        )
     print(json.dumps(result)) if options.json else show(result)
 
 

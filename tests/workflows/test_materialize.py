@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mlaas_ray.core import FeatureSpec
+from mlaas_ray.core.errors import JobError
+from mlaas_ray.streaming import first_pass, read_events
+from mlaas_ray.streaming.record import FATES
+from mlaas_ray.workflows import Job
+from mlaas_ray.workflows.materialize import materialize_job
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture
+def job(samples: dict[str, Path], tmp_path: Path) -> Job:
+    content = {
+        "datasets": {
+            name: {"files": str(path), "label": int(name == "signal")} for name, path in samples.items()
+        },
+        "define": {"HT": "sum(Jet_pt)"},
+        "select": "MET_pt > 20",
+        "inputs": {
+            "include": ["MET_pt", "HT", "Jet_pt"],
+            "objects": {"Jet": {"length": 3, "sort_by": "Jet_pt"}},
+        },
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return Job.load(path)
+
+
+def rows_of(job: Job, part: tuple[float, float]) -> np.ndarray:
+    """Return the rows of a job's part, in an order of their own."""
+    found = first_pass(job.samples, job.wanted, reading=job.reading, key=job.split.key)
+    dataset = read_events(found, part=part, seed=job.seed)
+    batches = dataset.iter_batches(batch_size=None, batch_format="numpy")
+    rows = np.concatenate([np.column_stack([batch["y"], batch["x"]]) for batch in batches])
+    return rows[np.lexsort(rows.T)]
+
+
+def test_the_shards_give_the_events_of_the_originals_on_the_same_side(job: Job, tmp_path: Path) -> None:
+    output = tmp_path / "shards"
+    record = materialize_job(job, output)
+    again = Job.load(output / "job.yaml")
+    assert again.define == job.define
+    for part in ((0.0, 0.8), (0.8, 1.0)):
+        original = rows_of(job, part)
+        assert len(original) > 100
+        np.testing.assert_array_equal(rows_of(again, part), original)
+    total = record["total"]
+    assert total["read"] + total["cut"] == total["planned"] == 6_000
+    assert json.loads((output / "record.json").read_text())["total"]["read"] == total["read"]
+    features = FeatureSpec.from_json((output / "features.json").read_text())
+    assert features.width == 5
+
+
+def test_an_interrupted_run_goes_on_with_what_is_missing(job: Job, tmp_path: Path) -> None:
+    output = tmp_path / "shards"
+    whole = materialize_job(job, output)
+    shards = sorted(output.glob("*/*.parquet"))
+    kept, lost = shards[0], shards[-1]
+    content, written = pq.read_table(lost), kept.stat().st_mtime_ns
+    lost.unlink()
+    resumed = materialize_job(job, output)
+    assert pq.read_table(lost).equals(content)
+    assert kept.stat().st_mtime_ns == written
+    fates = ("planned", *FATES, "not_reached")
+    assert [resumed["total"][fate] for fate in fates] == [whole["total"][fate] for fate in fates]
+
+
+def test_a_folder_of_something_else_is_left_alone(job: Job, tmp_path: Path) -> None:
+    output = tmp_path / "shards"
+    output.mkdir()
+    (output / "thesis.tex").write_text("chapter 1")
+    with pytest.raises(JobError, match="not empty, and nothing of ours"):
+        materialize_job(job, output)
+    (output / "thesis.tex").unlink()
+    materialize_job(job, output)
+    other = job.model_copy(update={"select": "MET_pt > 21"})
+    with pytest.raises(JobError, match="events of another job"):
+        materialize_job(other, output)
