@@ -136,6 +136,9 @@ def scan(
     else:
         chosen = _chosen(events, where, request, absent)
         needed = needed_branches(request.inputs, chosen)
+        if request.reading.missing == "fill":
+            # a definition that this file alone does not allow is wanted nevertheless: what of it is there?
+            needed |= needed_branches(request.inputs, request.inputs.define)
     lacking = sorted(needed - set(there))
     if lacking and request.reading.missing != "fill":
         raise BranchMissingError(f"no branch {lacking[0]!r} in {where}", nearest(lacking[0], there))
