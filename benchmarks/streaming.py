@@ -39,7 +39,7 @@ OBJECT_STORE = 1_500_000_000
 class TreeClock:
     """CPU seconds of this process and all it starts, also of those that have ended.
 
-    Processes are looked at every tenth of a second, so the last moments of one that ends are not counted.
+    Processes are looked at twice a second, so the last moments of one that ends are not counted.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class TreeClock:
     def _watch(self) -> None:
         while True:
             self._look()
-            time.sleep(0.1)
+            time.sleep(0.5)
 
     def _look(self) -> None:
         with self._lock:

@@ -91,18 +91,18 @@ class TTreeEvents:
             DataError: When one cannot be columns.
             FileUnreadableError: When the file cannot be read; names the branch.
         """
-        layouts = {name: self._layout(name) for name in names}
         with naming(self.path, self.tree):
-            plain = [name for name in layouts if self._baskets.can(name)]
+            plain = [name for name in names if self._baskets.can(name)]
             chunks = self.data.read(self._baskets.ranges(plain, start, stop))
-        others = {name: layout for name, layout in layouts.items() if not self._baskets.can(name)}
+        # what uproot makes of a branch takes it as long as reading thousands of values: not for plain ones
+        others = {name: self._layout(name) for name in names if not self._baskets.can(name)}
         try:
             read = self._read(others, start, stop) if others else {}
         except MlaasError:
             raise  # the transport has tried every server, and would have to for each branch
         except DAMAGE as error:
             raise self._blame(others, start, stop, error) from error
-        return Fetched(tuple(layouts), start, stop, plain, chunks, read)
+        return Fetched(tuple(names), start, stop, plain, chunks, read)
 
     def decode(self, fetched: Fetched) -> Columns:
         """Make columns of baskets.
