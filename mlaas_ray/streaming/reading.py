@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mlaas_ray.core.columns import Column, Columns
-from mlaas_ray.core.errors import DataError, FileUnreadableError
+from mlaas_ray.core.errors import DataError, FeatureError, FileUnreadableError
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.grid import GridSpec
 from mlaas_ray.core.location import locate
@@ -309,6 +309,8 @@ class _Job:
             return part.spent(_traffic(events.data), time.perf_counter() - begun)
         except DataError as error:
             return ReadPiece(self.piece, where).failed(error, lost=not self.opened)
+        except FeatureError as error:
+            raise FeatureError(f"{error.message}, in {where}", error.remedy) from None
 
     def _chosen(self, columns: dict[str, Column]) -> Mask | None:
         """Tell which events belong to the block's part of the split; None for all."""
