@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, SkippedFile, first_pass
 
 if TYPE_CHECKING:
+    from mlaas_ray.streaming.blocks import block_schema
     from mlaas_ray.streaming.materialized import identifiers, materialize
     from mlaas_ray.streaming.read import new_record, plan_reader, read_events, read_root
-    from mlaas_ray.streaming.reading import block_schema
     from mlaas_ray.streaming.record import Record
     from mlaas_ray.streaming.root_datasource import PlanReader, RootDatasource
     from mlaas_ray.streaming.settings import ReadingSettings
@@ -42,7 +42,7 @@ _MODULES = {
     "ReadingSettings": "settings",
     "Record": "record",
     "RootDatasource": "root_datasource",
-    "block_schema": "reading",
+    "block_schema": "blocks",
     "identifiers": "materialized",
     "materialize": "materialized",
     "new_record": "read",

@@ -20,9 +20,10 @@ from mlaas_ray.core.columns import Column, Jagged
 from mlaas_ray.core.errors import JobError
 from mlaas_ray.core.prepare import needed_branches
 from mlaas_ray.streaming.first_pass import FirstPass
+from mlaas_ray.streaming.pieces import ReadPiece
 from mlaas_ray.streaming.plan import Piece, cut
 from mlaas_ray.streaming.read import event_reader, new_record
-from mlaas_ray.streaming.reading import Block, Reader, ReadPiece
+from mlaas_ray.streaming.reading import Block, Reader
 from mlaas_ray.streaming.record import PieceRecord, Record
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.split import entry_identifiers

@@ -18,31 +18,26 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mlaas_ray.core.columns import Column, Columns
+from mlaas_ray.core.columns import Column
 from mlaas_ray.core.errors import DataError, FeatureError, FileUnreadableError
 from mlaas_ray.core.features import FeatureSpec
-from mlaas_ray.core.grid import GridSpec
 from mlaas_ray.core.location import locate
 from mlaas_ray.core.prepare import needed_branches, prepare
 from mlaas_ray.streaming.ahead import ahead
+from mlaas_ray.streaming.blocks import table_of
 from mlaas_ray.streaming.buffers import POOL
 from mlaas_ray.streaming.checksum import verify
 from mlaas_ray.streaming.events import Branch, open_events
 from mlaas_ray.streaming.file_cache import cached
 from mlaas_ray.streaming.missing import filled
+from mlaas_ray.streaming.pieces import Mask, Places, ReadPiece, Traffic, places_of
 from mlaas_ray.streaming.plan import Piece, row_order
-from mlaas_ray.streaming.raster import out_of_bounds, rasterise
-from mlaas_ray.streaming.record import PieceRecord, Record
-from mlaas_ray.streaming.scatter import Bounds, scatter
+from mlaas_ray.streaming.record import Record
+from mlaas_ray.streaming.scatter import Bounds
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.split import WHOLE, Part, entry_numbers, identifier_numbers, within
 from mlaas_ray.streaming.transport import ByteSource
-
-Mask = npt.NDArray[np.bool_]
-Places = npt.NDArray[np.int64]
-# bytes, retries, failovers
-Traffic = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,7 @@ class Reader:
             events = [part.kept for part in parts]
             order = row_order(self.seed, block.epoch, block.index, sum(events)) if block.shuffle else None
             rows = POOL.take((sum(events), self.features.width), np.float32)
-            placed = list(_places(parts, order))
+            placed = list(places_of(parts, order))
             strange = [
                 part.scattered(rows, places, self.features, self.bounds)
                 for part, places in zip(parts, placed, strict=True)
@@ -323,140 +318,3 @@ class _Job:
         else:
             numbers = entry_numbers(self._file.uuid, piece.start, piece.stop, reader.seed)
         return within(numbers, self.block.part)
-
-
-@dataclass
-class ReadPiece:
-    """A piece that was read (or not).
-
-    Attributes:
-        piece: Its entries.
-        where: Its file and tree, for messages.
-        columns: The branches as they were read.
-        prepared: The branches that the features want, after definitions and object rules.
-        mask: Which entries are events of the block; None for all.
-        kept: How many.
-        error: Why it could not be read.
-        note: For the record.
-    """
-
-    piece: Piece
-    where: str
-    columns: Columns = field(default_factory=dict)
-    prepared: Columns = field(default_factory=dict)
-    mask: Mask | None = None
-    kept: int = 0
-    error: DataError | None = None
-    note: PieceRecord = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.note = PieceRecord(self.piece.file, self.piece.entries)
-
-    def choose(self, keep: Mask | None, chosen: Mask | None) -> None:
-        """Note the events that the selection keeps and the split chooses."""
-        entries = self.piece.entries
-        own = entries if chosen is None else int(chosen.sum())
-        self.mask = chosen if keep is None else keep if chosen is None else keep & chosen
-        self.kept = entries if self.mask is None else int(self.mask.sum())
-        self.note = replace(self.note, read=self.kept, cut=own - self.kept, elsewhere=entries - own)
-
-    def spent(self, traffic: Traffic, seconds: float) -> ReadPiece:
-        """Note what reading took."""
-        size, retries, failovers = traffic
-        self.note = replace(self.note, bytes=size, retries=retries, failovers=failovers, seconds=seconds)
-        return self
-
-    def failed(self, error: DataError, *, lost: bool = False) -> ReadPiece:
-        """Turn into a part without events."""
-        self.error, self.columns, self.prepared, self.mask, self.kept = error, {}, {}, None, 0
-        self.note = PieceRecord(
-            self.piece.file,
-            self.piece.entries,
-            skipped=self.piece.entries,
-            reason=error.message,
-            lost=lost,
-        )
-        return self
-
-    def refused(self, reason: str) -> ReadPiece:
-        """Turn into a part without events, for its values cannot be right."""
-        return self.failed(FileUnreadableError(reason, "The file may be damaged: copy it again"))
-
-    def scattered(
-        self,
-        rows: npt.NDArray[np.float32],
-        places: Places,
-        features: FeatureSpec,
-        bounds: Bounds | None,
-    ) -> str:
-        """Write the events to their rows; return what is wrong with their values, if anything."""
-        if self.kept == 0:
-            return ""
-        outside = self._written(rows, places, features, bounds)
-        if bounds is None or not outside.any():
-            return ""
-        worst = int(np.argmax(outside))
-        name = features.features[worst].name
-        return (
-            f"cannot read {self.where}, branch {name!r}, entries {self.piece.start} to {self.piece.stop}: "
-            f"{int(outside[worst])} values outside the range that the first pass saw"
-        )
-
-    def _written(
-        self, rows: npt.NDArray[np.float32], places: Places, features: FeatureSpec, bounds: Bounds | None
-    ) -> npt.NDArray[np.int64]:
-        """Write the events; return how many values of each branch are out of bounds."""
-        if not isinstance(features, GridSpec):
-            return scatter(self.prepared, features, rows, places, bounds=bounds)
-        counts = rasterise(self.prepared, features, rows, places)
-        self.note = replace(self.note, counts=counts.flat())
-        if bounds is None:
-            return np.zeros(0, np.int64)
-        return out_of_bounds(self.prepared, features, bounds)
-
-
-def _places(parts: Sequence[ReadPiece], order: Places | None) -> Iterator[Places]:
-    """Give each part the rows of its entries ``(entries,)``, -1 for those that are no events of the block."""
-    position = 0
-    for part in parts:
-        entries = part.piece.entries
-        if part.kept == 0:
-            yield np.full(entries, -1, dtype=np.int64)
-            continue
-        stop = position + part.kept
-        own = np.arange(position, stop, dtype=np.int64) if order is None else order[position:stop]
-        position = stop
-        if part.mask is None:
-            yield own
-        else:
-            places = np.full(entries, -1, dtype=np.int64)
-            places[part.mask] = own
-            yield places
-
-
-def block_schema(width: int) -> pa.Schema:
-    """Return the schema of every block: the agreement between the streaming and the training layer."""
-    return pa.schema(
-        {
-            "x": pa.fixed_shape_tensor(pa.float32(), (width,)),
-            "y": pa.float32(),
-            "weight": pa.float32(),
-            "dataset": pa.int32(),
-            "file": pa.int32(),
-            "entry": pa.int64(),
-        }
-    )
-
-
-def table_of(x: npt.NDArray[np.float32], *others: npt.NDArray[Any]) -> pa.Table:
-    """Make the table of a block, over the same memory.
-
-    Args:
-        x: Rows ``(events, features)``.
-        others: ``y``, ``weight``, ``dataset``, ``file`` and ``entry``, ``(events,)`` each.
-    """
-    schema = block_schema(x.shape[1])
-    # Arrow's own tensor type over the same memory: measured a fifth cheaper than Ray's, without a copy.
-    storage = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1])
-    tensor = pa.ExtensionArray.from_storage(schema.field("x").type, storage)
-    return pa.table([tensor, *(pa.array(values) for values in others)], schema=schema)

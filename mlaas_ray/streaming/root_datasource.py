@@ -12,8 +12,9 @@ import ray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
+from mlaas_ray.streaming.blocks import block_schema
 from mlaas_ray.streaming.plan import Piece, Plan
-from mlaas_ray.streaming.reading import Block, Reader, block_schema
+from mlaas_ray.streaming.reading import Block, Reader
 from mlaas_ray.streaming.split import WHOLE, Part
 
 # y, weight, dataset, file, entry
