@@ -16,7 +16,7 @@ import psutil, ray
 from ray.cluster_utils import Cluster
 from mlaas_ray.streaming import Sample, first_pass, new_record, read_events
 
-victim, files = sys.argv[1], sys.argv[2:]
+victim, told, files = sys.argv[1], sys.argv[2], sys.argv[3:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200_000_000})
 second = cluster.add_node(num_cpus=1, object_store_memory=200_000_000)
 ray.init(address=cluster.address, log_to_driver=False)
@@ -53,8 +53,9 @@ for number, batch in enumerate(
         cluster.remove_node(second, allow_graceful=False)
         killed += 1
     time.sleep(0.05)
-print(json.dumps({"events": len(seen), "most": max(seen.values()), "killed": killed,
-                  "total": record.document()["total"]}))
+with open(told, "w") as file:  # Ray prints of deaths on standard output
+    json.dump({"events": len(seen), "most": max(seen.values()), "killed": killed,
+               "total": record.document()["total"]}, file)
 ray.shutdown()
 cluster.shutdown()
 """
@@ -67,14 +68,14 @@ def test_every_entry_comes_once_although_a_reader_dies(write_tree, tmp_path: Pat
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, str(script), victim, *map(str, paths)],
+        [sys.executable, str(script), victim, str(tmp_path / "told.json"), *map(str, paths)],
         capture_output=True,
         text=True,
         timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = json.loads((tmp_path / "told.json").read_text())
     assert told["killed"] > 0
     assert (told["events"], told["most"]) == (240_000, 1)
     assert told["total"]["read"] == told["total"]["planned"] == 240_000
