@@ -17,15 +17,18 @@ def choose(
     where: str,
     include: Sequence[str] | None,
     exclude: Sequence[str],
+    *,
+    lenient: bool = False,
 ) -> dict[str, Description]:
     """Choose branches by name or glob.
 
     Args:
-        branches: The branches that can be columns.
+        branches: The branches that can be columns, and what is defined.
         left_out: The other branches with their types.
         where: The file and tree, for messages.
         include: Names or globs; None for every branch that can be a column.
         exclude: Names or globs to leave out.
+        lenient: Whether names and globs may match nothing here, as other files may have what they name.
 
     Raises:
         BranchMissingError: When a name or glob of ``include`` matches nothing, or nothing is left.
@@ -38,7 +41,7 @@ def choose(
             raise DataError(
                 f"branch {pattern!r} in {where} is no numeric branch ({left_out[pattern]})", "Leave it out"
             )
-        if not matches:
+        if not matches and not lenient:
             raise BranchMissingError(f"no branch {pattern!r} in {where}", nearest(pattern, branches))
         wanted += matches
     chosen = {
@@ -46,7 +49,7 @@ def choose(
         for name in dict.fromkeys(wanted)
         if not any(name == glob or fnmatchcase(name, glob) for glob in exclude)
     }
-    if not chosen:
+    if not chosen and not lenient:
         raise BranchMissingError(
             f"no numeric branch is left to read in {where}", "Widen include, or exclude less"
         )

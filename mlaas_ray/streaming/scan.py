@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from mlaas_ray.core.columns import Kind
@@ -14,6 +13,7 @@ from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.core.prepare import check, needed_branches
 from mlaas_ray.core.views import grid_branches
+from mlaas_ray.streaming.branches import choose
 from mlaas_ray.streaming.events import Branch, Events
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.source import Source
@@ -213,7 +213,7 @@ def _chosen(
     kinds: dict[str, Kind] = {name: branch.kind for name, branch in there.items()}
     if inputs.define or inputs.select is not None or inputs.objects:
         kinds = _checked(inputs, kinds, where, lenient)
-    names = choose(kinds, events.left_out, where, inputs.include, inputs.exclude, lenient=lenient)
+    names = list(choose(kinds, events.left_out, where, inputs.include, inputs.exclude, lenient=lenient))
     if inputs.representation == "grid":
         names = grid_branches(inputs, {name: kinds[name] for name in names})
     return {name: (kinds[name], there[name].length if name in there else 1) for name in names}
@@ -227,44 +227,3 @@ def _checked(inputs: Inputs, kinds: Mapping[str, Kind], where: str, lenient: boo
         if lenient:  # other files tell
             return dict(kinds)
         raise BranchMissingError(f"{error.message}, in {where}", error.remedy) from None
-
-
-def choose(
-    kinds: Mapping[str, Kind],
-    others: Mapping[str, str],
-    where: str,
-    include: Sequence[str] | None,
-    exclude: Sequence[str],
-    *,
-    lenient: bool = False,
-) -> list[str]:
-    """Choose branches by name or glob.
-
-    Args:
-        kinds: The numeric branches, and what is defined.
-        others: The other branches with their types.
-        where: The file and tree, for messages.
-        include: Names or globs; None for every numeric branch.
-        exclude: Names or globs to leave out.
-        lenient: Whether a name or glob may match nothing here.
-
-    Raises:
-        BranchMissingError: When a name or glob of ``include`` matches nothing.
-        DataError: When a branch was named that is not numeric, or nothing is left.
-    """
-    wanted = list(kinds) if include is None else []
-    for pattern in include or []:
-        matches = [pattern] if pattern in kinds else [name for name in kinds if fnmatchcase(name, pattern)]
-        if not matches and pattern in others:
-            raise DataError(
-                f"branch {pattern!r} in {where} is no numeric branch ({others[pattern]})", "Leave it out"
-            )
-        if not matches and not lenient:
-            raise BranchMissingError(f"no branch {pattern!r} in {where}", nearest(pattern, kinds))
-        wanted += matches
-    chosen = [name for name in dict.fromkeys(wanted) if not any(fnmatchcase(name, glob) for glob in exclude)]
-    if not chosen and not lenient:
-        raise BranchMissingError(
-            f"no numeric branch is left to read in {where}", "Widen include, or exclude less"
-        )
-    return chosen

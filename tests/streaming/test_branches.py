@@ -31,3 +31,8 @@ def test_a_branch_that_is_no_number_is_refused_by_its_type() -> None:
 def test_excluding_everything_is_refused() -> None:
     with pytest.raises(BranchMissingError, match="no numeric branch is left"):
         choose(KINDS, {}, "here", None, ["*"])
+
+
+def test_a_file_may_lack_what_others_have() -> None:
+    assert choose(KINDS, {}, "here", ["Tau_*", "MET_pt"], [], lenient=True) == {"MET_pt": "flat"}
+    assert choose(KINDS, {}, "here", ["Tau_*"], [], lenient=True) == {}
