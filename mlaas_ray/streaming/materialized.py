@@ -23,7 +23,7 @@ from mlaas_ray.streaming.first_pass import FirstPass
 from mlaas_ray.streaming.pieces import ReadPiece
 from mlaas_ray.streaming.plan import Piece, cut
 from mlaas_ray.streaming.read import event_reader, new_record
-from mlaas_ray.streaming.reading import Block, Reader
+from mlaas_ray.streaming.reading import Block, Reader, planned_entries
 from mlaas_ray.streaming.record import PieceRecord, Record
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.split import entry_identifiers
@@ -70,7 +70,7 @@ def materialize(
     shards = [replace(shard, index=index) for index, shard in enumerate(_shards(found))]
     _claim(output, found, shards)
     record = new_record(found, reading)
-    record.plan("materialize", 0, _entries(shards))
+    record.plan("materialize", 0, planned_entries(shards))
     reader = event_reader(found, reading=reading)
     paths = [output / _name(found, shard, shards) for shard in shards]
     missing = [(shard, path) for shard, path in zip(shards, paths, strict=True) if not path.exists()]
@@ -141,14 +141,6 @@ def _claim(output: Path, found: FirstPass, shards: list[Block]) -> None:
         (output / sample.name).mkdir(parents=True, exist_ok=True)
     (output / FEATURES).write_text(found.features.to_json())
     manifest.write_text(json.dumps(wanted, indent=1))
-
-
-def _entries(shards: list[Block]) -> dict[int, int]:
-    entries: dict[int, int] = {}
-    for shard in shards:
-        for piece in shard.pieces:
-            entries[piece.file] = entries.get(piece.file, 0) + piece.entries
-    return entries
 
 
 def _write_shard(reader: Reader, shard: Block, path: str) -> None:

@@ -84,6 +84,15 @@ class Block:
     shuffle: bool = False
 
 
+def planned_entries(blocks: Iterable[Block]) -> dict[int, int]:
+    """Return the entries that blocks are to read of each file, by its index."""
+    entries: dict[int, int] = {}
+    for block in blocks:
+        for piece in block.pieces:
+            entries[piece.file] = entries.get(piece.file, 0) + piece.entries
+    return entries
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads blocks; pickles, so that it can be sent to whoever reads.

@@ -14,7 +14,7 @@ from ray.data.block import BlockMetadata
 
 from mlaas_ray.streaming.blocks import block_schema
 from mlaas_ray.streaming.plan import Piece, Plan
-from mlaas_ray.streaming.reading import Block, Reader
+from mlaas_ray.streaming.reading import Block, Reader, planned_entries
 from mlaas_ray.streaming.split import WHOLE, Part
 
 # y, weight, dataset, file, entry
@@ -87,39 +87,30 @@ class RootDatasource(Datasource):
             for index, pieces in enumerate(self._plan.epoch(epoch))
         ]
         if self._record is not None:
-            self._record.plan(self._name, epoch, _entries(blocks))
+            self._record.plan(self._name, epoch, planned_entries(blocks))
         return [self._task(block, per_task_row_limit) for block in blocks]
 
     def _task(self, block: Block, limit: int | None) -> ReadTask:
+        # The number of rows is not known before the selection and the split; in a plan it is.
+        rows: int | None = None
         if self._mode == "plan":
             rows, size = 1, 200
             function = functools.partial(_plan_row, block)
             schema = PLAN_SCHEMA
         else:
             low, high = self._part
-            rows = sum(piece.entries for piece in block.pieces)
-            size = int(rows * (high - low) * self._plan.row_bytes)
+            entries = sum(piece.entries for piece in block.pieces)
+            size = int(entries * (high - low) * self._plan.row_bytes)
             function = functools.partial(_read_block, block, self._reader)
             schema = block_schema(self._width)
         files = tuple(self._paths[piece.file] for piece in block.pieces)
-        # The number of rows is not known before the selection and the split; in a plan it is.
-        known = rows if self._mode == "plan" else None
-        metadata = BlockMetadata(num_rows=known, size_bytes=size, exec_stats=None, input_files=files)
+        metadata = BlockMetadata(num_rows=rows, size_bytes=size, exec_stats=None, input_files=files)
         return ReadTask(function, metadata, schema=schema, per_task_row_limit=limit)
 
 
 def row_bytes(width: int) -> int:
     """Return the bytes of one event in a block."""
     return 4 * width + _OTHER_COLUMNS_BYTES
-
-
-def _entries(blocks: Iterable[Block]) -> dict[int, int]:
-    """Return the entries planned of each file."""
-    entries: dict[int, int] = {}
-    for block in blocks:
-        for piece in block.pieces:
-            entries[piece.file] = entries.get(piece.file, 0) + piece.entries
-    return entries
 
 
 def _read_block(block: Block, reader: Any) -> Iterator[pa.Table]:

@@ -57,7 +57,6 @@ class ReadingSettings(Settings):
         cache: Copies of remote files; left out, none are kept.
         ahead_bytes: Compressed bytes a reader may have fetched ahead.
         in_flight: Reads a reader may have under way at once.
-        attempts: Times an I/O error is tried again, with growing pauses, before the file counts as bad.
     """
 
     mode: Literal["auto", "block", "plan"] = "auto"
@@ -75,4 +74,3 @@ class ReadingSettings(Settings):
     cache: Cache | None = None
     ahead_bytes: int = Field(default=200_000_000, ge=1)
     in_flight: int = Field(default=6, ge=1)
-    attempts: int = Field(default=3, ge=0)
