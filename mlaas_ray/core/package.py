@@ -5,12 +5,17 @@
     <package>/
       package.json     schema, name, framework, task, model format, time, checksum and size of every file
       signature.json   named inputs and outputs: dtype, shape (null where any size will do)
+      task.json        Task: what the model answers (absent in a model that came from elsewhere)
       labels.json      class names, in the order of the outputs
       features.json    FeatureSpec (absent in a model that came from elsewhere)
       metrics.json     what was measured in training
       lineage.json     job, versions, input files, git commit
       sample.npz       some rows and the trained model's answers to them: x, prediction, dataset, file, entry
-      model.onnx | model/   ONNX file | TensorFlow SavedModel
+      evaluation.npz   answers to validation and training events, with labels and weights
+      report.html      what came of the training, as a page
+      state/           weights in the framework's own form, from which a training can begin
+      model.onnx | model/   ONNX file | TensorFlow SavedModel, which a service loads
+      model.pt2 | model.ubj   the same as a program of torch.export | XGBoost's own file
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mlaas_ray.core.errors import InvalidNameError, PackageError
 from mlaas_ray.core.features import FeatureSpec
+from mlaas_ray.core.task import Task, TaskKind
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "package.json"
@@ -106,7 +112,7 @@ class Manifest(_Strict):
     schema_version: Literal[1] = SCHEMA_VERSION
     name: Annotated[str, AfterValidator(check_name)]
     framework: str
-    task: Literal["binary", "unknown"]
+    task: TaskKind | Literal["unknown"]
     model_format: ModelFormat
     created: datetime
     files: dict[str, FileRecord]
@@ -153,6 +159,17 @@ class ModelPackage:
         """The FeatureSpec; None in a model that came from elsewhere."""
         text = self._text("features.json")
         return None if text is None else FeatureSpec.from_json(text)
+
+    @cached_property
+    def task(self) -> Task | None:
+        """What the model answers; None in a model that came from elsewhere."""
+        text = self._text("task.json")
+        if text is None:
+            return Task() if self.manifest.task == "binary" else None
+        try:
+            return Task.model_validate_json(text)
+        except ValidationError:
+            raise self._damaged("task.json") from None
 
     @cached_property
     def signature(self) -> Signature:
@@ -261,7 +278,7 @@ def write_package(
     framework: str,
     model_format: ModelFormat,
     signature: Signature,
-    task: Literal["binary", "unknown"] = "unknown",
+    task: Task | None = None,
     features: FeatureSpec | None = None,
     labels: list[str] | None = None,
     metrics: dict[str, Any] | None = None,
@@ -274,10 +291,10 @@ def write_package(
     Args:
         folder: Holds ``model.onnx`` or the SavedModel ``model/``.
         name: The model's name.
-        framework: What trained it: ``torch``, ``keras``, or ``unknown``.
+        framework: What trained it: ``torch``, ``keras``, ``xgboost``, another's name, or ``unknown``.
         model_format: What the model file is.
         signature: Named inputs and outputs.
-        task: What the outputs mean: ``binary`` is the probability of class 1.
+        task: What the outputs mean, when that is known.
         features: The FeatureSpec, when the columns are known.
         labels: Class names, in the order of the classes.
         metrics: What was measured.
@@ -293,6 +310,7 @@ def write_package(
     contents: dict[str, str | None] = {
         "signature.json": signature.model_dump_json(indent=1),
         "features.json": features.to_json() if features else None,
+        "task.json": task.model_dump_json(indent=1) if task else None,
         "labels.json": json.dumps(labels or []),
         "metrics.json": json.dumps(metrics or {}, indent=1),
         "lineage.json": json.dumps(lineage or {}, indent=1),
@@ -303,7 +321,7 @@ def write_package(
     manifest = Manifest(
         name=name,
         framework=framework,
-        task=task,
+        task=task.kind if task else "unknown",
         model_format=model_format,
         created=datetime.now(UTC),
         files={file: _record(folder / file) for file in _files(folder) if file != MANIFEST},

@@ -173,6 +173,40 @@ def prepare(
     return _shaped(result, scope, rules), keep
 
 
+def computed(
+    columns: Columns, rules: Rules, texts: Mapping[str, str], constants: Mapping[str, float]
+) -> dict[str, npt.NDArray[Any]]:
+    """Compute expressions over some events, each to one number an event ``(events,)``.
+
+    Args:
+        columns: The branches they need, by name.
+        rules: What is defined.
+        texts: The expressions, by what they are for.
+        constants: Numbers they may name.
+
+    Raises:
+        BranchMissingError: When one names a branch that is not there.
+        FeatureError: When one gives objects where one number an event is due.
+    """
+    if not texts:
+        return {}
+    expressions = {what: Expression.parse(text, what) for what, text in texts.items()}
+    wanted = {name for expression in expressions.values() for name in expression.names}
+    scope = _defined(Scope(columns), rules, _used(rules, wanted - set(constants), select=False))
+    for name, number in constants.items():
+        scope.define(name, Value(float(number)))
+    result = {}
+    for what, expression in expressions.items():
+        column = expression.value(scope).column(scope.events)
+        if isinstance(column, Jagged) or column.ndim != 1:
+            raise FeatureError(
+                f"{what}: {expression.text!r} gives one value for each object, not for each event",
+                "Reduce it to one number, as in sum(…) or x[:, 0]",
+            )
+        result[what] = column
+    return result
+
+
 def shapes(rules: Rules) -> bool:
     """Tell whether events must be prepared before they become rows, other than selected."""
     return bool(rules.define) or bool(_shaping(rules))

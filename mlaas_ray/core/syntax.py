@@ -16,6 +16,8 @@ MAX_CHARACTERS = 4000
 # Nested this deeply, an expression is evaluated well within Python's own limit.
 MAX_DEPTH = 100
 MAX_NUMBER = 2**64
+# Functions that answer with true or false.
+_CONDITIONS = ("all", "any", "isfinite", "isinf", "isnan")
 
 ALLOWED = (
     "Use branches, numbers, + - * / // % **, comparisons, & | ~, and or not, where(c, a, b), x[:, 0], "
@@ -83,6 +85,38 @@ def dotted(node: ast.expr) -> str | None:
         before = dotted(node.value)
         return before and f"{before}.{node.attr}"
     return None
+
+
+def conjuncts(text: str) -> list[str]:
+    """Take a condition apart where ``and`` joins it, or ``&`` of which one side at least is a condition.
+
+    What is joined otherwise stays whole: of whole numbers, as in ``flags & 4``, ``&`` takes the bits.
+    """
+    text, tree = read(text, "select")
+    found: list[str] = []
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd) and _is_condition(node):
+            waiting += [node.right, node.left]
+        elif isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
+            waiting += reversed(node.values)
+        else:
+            found.append(part(text, node))
+    return found
+
+
+def _is_condition(node: ast.expr) -> bool:
+    """Tell whether it is true or false, whatever the branches hold."""
+    if isinstance(node, ast.BinOp):
+        joined = isinstance(node.op, ast.BitAnd | ast.BitOr | ast.BitXor)
+        return joined and (_is_condition(node.left) or _is_condition(node.right))
+    if isinstance(node, ast.UnaryOp):
+        turned = isinstance(node.op, ast.Invert) and _is_condition(node.operand)
+        return turned or isinstance(node.op, ast.Not)
+    if isinstance(node, ast.Call):
+        return dotted(node.func) in _CONDITIONS
+    return isinstance(node, ast.Compare | ast.BoolOp)
 
 
 def number(node: ast.expr) -> bool | int | float | None:
