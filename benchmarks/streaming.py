@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 WAYS = ("plain", "awkward", "block", "plan")
-OBJECT_STORE = 1_500_000_000
+OBJECT_STORE = 2_000_000_000
 
 
 class TreeClock:
@@ -143,7 +143,7 @@ def plan(files: list[str], features: Any, cpus: int, tell: Told) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from mlaas_ray.streaming import Sample, first_pass, plan_reader, read_events
+    from mlaas_ray.streaming import Sample, first_pass, planned_events
 
     _start(cpus)
     found = first_pass([Sample(files, "Events")], features=features)
@@ -151,9 +151,8 @@ def plan(files: list[str], features: Any, cpus: int, tell: Told) -> None:
         told = Path(storage, "told")
         trainer = TorchTrainer(
             _consume,
-            train_loop_config={"reader": plan_reader(found), "told": str(told)},
-            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-            datasets={"train": read_events(found, shuffle=True, mode="plan")},
+            train_loop_config={"events": planned_events(found, shuffle=True), "told": str(told)},
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(storage_path=storage),
         )
         thread = threading.Thread(target=trainer.fit)
@@ -169,12 +168,9 @@ def plan(files: list[str], features: Any, cpus: int, tell: Told) -> None:
 
 
 def _consume(config: dict[str, Any]) -> None:
-    import ray.train
-
-    shard = ray.train.get_dataset_shard("train")
-    rows = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    events = config["events"]
     with open(config["told"], "w", buffering=1) as told:
-        for table in config["reader"].tables(rows):
+        for table in events.tables(0, range(events.blocks(0))):
             told.write(f"{table.num_rows}\n")
 
 

@@ -10,15 +10,19 @@ from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, Skipp
 
 if TYPE_CHECKING:
     from mlaas_ray.streaming.blocks import block_schema
+    from mlaas_ray.streaming.census import Census, take_census
     from mlaas_ray.streaming.materialized import identifiers, materialize
-    from mlaas_ray.streaming.read import new_record, plan_reader, read_events, read_root
+    from mlaas_ray.streaming.planned import PlannedEvents
+    from mlaas_ray.streaming.read import new_record, planned_events, read_events, read_root
     from mlaas_ray.streaming.record import Record
-    from mlaas_ray.streaming.root_datasource import PlanReader, RootDatasource
+    from mlaas_ray.streaming.root_datasource import RootDatasource
     from mlaas_ray.streaming.settings import ReadingSettings
+    from mlaas_ray.streaming.sums import sum_over
 
 __all__ = [
+    "Census",
     "FirstPass",
-    "PlanReader",
+    "PlannedEvents",
     "ReadingSettings",
     "Record",
     "RootDatasource",
@@ -30,15 +34,18 @@ __all__ = [
     "identifiers",
     "materialize",
     "new_record",
-    "plan_reader",
+    "planned_events",
     "read_events",
     "read_root",
+    "sum_over",
+    "take_census",
 ]
 
 # Each name's module is imported when the name is first asked for: a first pass whose results are known needs
 # no Ray, whose import alone takes longer.
 _MODULES = {
-    "PlanReader": "root_datasource",
+    "Census": "census",
+    "PlannedEvents": "planned",
     "ReadingSettings": "settings",
     "Record": "record",
     "RootDatasource": "root_datasource",
@@ -46,9 +53,11 @@ _MODULES = {
     "identifiers": "materialized",
     "materialize": "materialized",
     "new_record": "read",
-    "plan_reader": "read",
+    "planned_events": "read",
     "read_events": "read",
     "read_root": "read",
+    "sum_over": "sums",
+    "take_census": "census",
 }
 
 

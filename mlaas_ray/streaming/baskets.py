@@ -13,6 +13,7 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -87,7 +88,7 @@ class _Part:
     stop: int
     counts: bool = False
 
-    @property
+    @cached_property
     def baskets(self) -> range:
         """Indices of the baskets."""
         if self.start >= self.stop:
@@ -95,12 +96,12 @@ class _Part:
         edges = self.branch.edges
         return range(bisect_right(edges, self.start) - 1, bisect_left(edges, self.stop))
 
-    @property
+    @cached_property
     def first(self) -> int:
         """First entry of the first basket."""
         return self.branch.edges[self.baskets.start] if self.baskets else self.start
 
-    @property
+    @cached_property
     def last(self) -> int:
         """End of the entries of the last basket."""
         return self.branch.edges[self.baskets.stop] if self.baskets else self.start

@@ -20,6 +20,7 @@ from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.sources import Files, find_sources
 from mlaas_ray.streaming.states import State, states, wait_until_settled
 from mlaas_ray.streaming.survey import survey
+from mlaas_ray.streaming.truth import Truth
 from mlaas_ray.streaming.visit import Visit
 
 
@@ -30,16 +31,29 @@ class Sample:
     Attributes:
         files: Paths, globs, folders, lists, URLs or datasets of a catalogue.
         tree: Name of the tree; None for the only one of each file.
-        label: Class of its events.
+        label: Class of its events, or a target; or expressions for it, several for as many targets.
         name: What to call it.
         sources: The files, looked up; see :meth:`found`.
+        weight: Expression for the weights of its events; None for 1.
+        constants: Numbers that the expressions may name, such as ``xsec``.
     """
 
     files: Files
     tree: str | None = None
-    label: float = 0.0
+    label: float | tuple[str, ...] = 0.0
     name: str = "dataset"
     sources: tuple[Source, ...] = field(default=(), repr=False)
+    weight: str | None = None
+    constants: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def truth(self) -> Truth:
+        """Labels and weights of its events."""
+        return Truth(self.label, self.weight, self.constants)
+
+    def summed(self, total: float) -> Sample:
+        """Return the sample with the sum of its generator's weights, ``sum_weights`` in expressions."""
+        return replace(self, constants={**self.constants, "sum_weights": total})
 
     def found(self, redirectors: Sequence[str] = ()) -> Sample:
         """Return the sample with its files looked up, one by one; raises what :func:`find_sources` does."""
@@ -145,7 +159,15 @@ def prepare_call(
     inputs, reading = inputs or Inputs(), reading or ReadingSettings()
     check_syntax(inputs.define, inputs.select, inputs.objects)
     found = tuple(s if s.sources else s.found(reading.redirectors) for s in samples)
-    request = Request(inputs, reading, None if key is None else tuple(key), features, everything)
+    request = Request(
+        inputs,
+        reading,
+        None if key is None else tuple(key),
+        features,
+        everything,
+        tuple(sample.truth.names for sample in samples),
+        tuple(sorted({name for sample in samples for name in sample.constants})),
+    )
     memo = open_memo()
     sources = [source for sample in found for source in sample.sources]
     return Call(found, request, memo, states(sources) if memo is not None else [None] * len(sources))

@@ -41,11 +41,16 @@ def common(
         if request.features
         else set(chosen) | needed_branches(request.inputs, chosen)
     )
-    defined = request.features.define if request.features else request.inputs.define
+    truths = {dataset: request.truth_branches(dataset) for dataset in {file.dataset for file in files}}
     missing: dict[str, tuple[str, ...]] = {}
-    for name in sorted(wanted - set(defined)):
-        lacks = [file for file in files if name not in file.branches]
-        if len(lacks) == len(files):
+    for name in sorted((wanted | set().union(*truths.values())) - set(request.rules.define)):
+        # what only labels and weights need is wanted of their own dataset
+        lacks = [
+            file
+            for file in files
+            if name not in file.branches and (name in wanted or name in truths[file.dataset])
+        ]
+        if name not in branches:
             raise BranchMissingError(f"no file has a branch {name!r}", nearest(name, set(branches) - {name}))
         if lacks and request.reading.missing == "fail":
             has = next(file for file in files if name in file.branches)

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from mlaas_ray.core.columns import Column, Jagged
 from mlaas_ray.core.errors import JobError
-from mlaas_ray.core.prepare import needed_branches
 from mlaas_ray.streaming.first_pass import FirstPass
 from mlaas_ray.streaming.pieces import ReadPiece
 from mlaas_ray.streaming.plan import Piece, cut
@@ -126,6 +125,7 @@ def _claim(output: Path, found: FirstPass, shards: list[Block]) -> None:
     wanted = {
         "features": found.features.digest,
         "files": [[file.path, file.uuid, file.entries] for file in found.files],
+        "truths": [sample.truth.names for sample in found.samples if sample.truth.names],
         "shards": hashlib.sha256(repr([shard.pieces for shard in shards]).encode()).hexdigest(),
     }
     manifest = output / MANIFEST
@@ -146,7 +146,7 @@ def _claim(output: Path, found: FirstPass, shards: list[Block]) -> None:
 def _write_shard(reader: Reader, shard: Block, path: str) -> None:
     """Write one shard; whoever looks sees all of it or nothing."""
     passing = Path(path).with_name(f".{Path(path).name}-{os.getpid()}")
-    names = sorted(needed_branches(reader.features) | set(reader.key))
+    names = list(reader.names[reader.files[shard.pieces[0].file].dataset])
     try:
         with _Writer(passing, reader, names) as writer:
             # one piece at a time, since together they may not fit in memory

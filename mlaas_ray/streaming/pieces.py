@@ -32,6 +32,8 @@ class ReadPiece:
         where: Its file and tree, for messages.
         columns: The branches as they were read.
         prepared: The branches that the features want, after definitions and object rules.
+        y: Their labels ``(entries,)``, or targets ``(entries, targets)``.
+        weight: Their weights ``(entries,)``.
         mask: Which entries are events of the block; None for all.
         kept: How many.
         error: Why it could not be read.
@@ -42,6 +44,8 @@ class ReadPiece:
     where: str
     columns: Columns = field(default_factory=dict)
     prepared: Columns = field(default_factory=dict)
+    y: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    weight: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     mask: Mask | None = None
     kept: int = 0
     error: DataError | None = None

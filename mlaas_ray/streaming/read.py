@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray.data
 
@@ -10,12 +11,14 @@ from mlaas_ray.core.errors import JobError, nearest
 from mlaas_ray.core.features import FeatureSpec, Normalisation
 from mlaas_ray.core.inputs import Inputs, ObjectSettings
 from mlaas_ray.core.prepare import needed_branches
+from mlaas_ray.streaming.blocks import row_bytes
 from mlaas_ray.streaming.events import Branch
 from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, first_pass
 from mlaas_ray.streaming.plan import Extent, Plan
+from mlaas_ray.streaming.planned import Mode, PlannedEvents
 from mlaas_ray.streaming.reading import Reader, ReadFile
 from mlaas_ray.streaming.record import Record, RecordedFile
-from mlaas_ray.streaming.root_datasource import Mode, PlanReader, RootDatasource, row_bytes
+from mlaas_ray.streaming.root_datasource import RootDatasource
 from mlaas_ray.streaming.scatter import Bounds
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.sources import Files
@@ -32,7 +35,8 @@ def read_root(
     lengths: Mapping[str, int] | None = None,
     define: Mapping[str, str] | None = None,
     select: str | None = None,
-    label: float = 0.0,
+    label: float | str = 0.0,
+    weight: str | None = None,
     normalisation: Normalisation = "minmax",
     part: Part = WHOLE,
     key: Sequence[str] | None = None,
@@ -53,7 +57,8 @@ def read_root(
             multiplicity seen.
         define: New branches by name: expressions over those of the files.
         select: Expression: only events for which it is true are read.
-        label: Class of the events: the column ``y``.
+        label: The column ``y``: a number for all events, or an expression.
+        weight: Expression for the column ``weight``; None for 1.
         normalisation: Written into the features that the first pass makes.
         part: Part of the events, ``(0.0, 0.8)`` for one and ``(0.8, 1.0)`` for the rest of a split.
         key: Branches that identify an event for the split; None for run, luminosity block and event where
@@ -88,12 +93,38 @@ def read_root(
         normalise=normalisation,
     )
     found = first_pass(
-        [Sample(files, tree, label)], inputs, reading=reading, key=key, features=features, progress=progress
+        [Sample(files, tree, (label,) if isinstance(label, str) else label, weight=weight)],
+        inputs,
+        reading=reading,
+        key=key,
+        features=features,
+        progress=progress,
     )
     return read_events(found, part=part, seed=seed, shuffle=shuffle, reading=reading)
 
 
-def read_events(
+def read_events(found: FirstPass, **options: Any) -> ray.data.Dataset:
+    """Read the events of all samples of a first pass as a Ray Dataset.
+
+    Args:
+        found: What the first pass found.
+        options: Those of :func:`planned_events`, but the mode: tasks on the cluster's CPUs read.
+
+    Raises:
+        JobError: For shares of datasets that there are not.
+    """
+    if not ray.is_initialized():
+        ray.init()
+    source = RootDatasource(planned_events(found, **options, mode="block"))
+    # Without a number Ray would split the blocks into about 200.
+    events: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=1)
+    # A task gives block after block as the plan has them: Ray would put smaller ones together, and cut those
+    # half as large again.
+    events.context.target_max_block_size = max(1, int(source.block_bytes * 0.75))
+    return events
+
+
+def planned_events(
     found: FirstPass,
     *,
     part: Part = WHOLE,
@@ -101,60 +132,46 @@ def read_events(
     shuffle: bool = False,
     shares: Mapping[str, float] | None = None,
     reading: ReadingSettings | None = None,
-    mode: Mode = "block",
+    mode: Mode = "plan",
     name: str = "events",
     record: Record | None = None,
-) -> ray.data.Dataset:
-    """Read the events of all samples of a first pass.
+    classes: int = 0,
+) -> PlannedEvents:
+    """Plan how the events of all samples of a first pass are read.
 
     Args:
         found: What the first pass found.
         part: Part of the events, as in :func:`read_root`.
         seed: Seed of the split and of the order.
-        shuffle: Whether each run over the dataset has an order of its own, drawn from seed and number.
+        shuffle: Whether each epoch has an order of its own, drawn from seed and number.
         shares: By dataset: its part of every block; None for what there is of each.
         reading: How files are read.
-        mode: ``block`` for the columns of :func:`read_root`; ``plan`` for rows that only tell what to read,
-            which :func:`plan_reader`'s ``tables`` turns into the same tables where they are used.
+        mode: ``plan`` for reading in the process that asks for events, ``block`` for tasks on the cluster's
+            CPUs.
         name: Of this reading in the record.
         record: Where to write down what became of every entry.
+        classes: How many classes labels tell apart, so that others are refused; 0 for targets.
 
     Raises:
         JobError: For shares of datasets that there are not.
     """
     if record is None and (reading or ReadingSettings()).bad_files.policy == "skip":
         record = new_record(found, reading)
-    reader = event_reader(found, reading=reading, seed=seed, record=record)
     plan = Plan(
-        extents=tuple(Extent(file.dataset, file.boundaries) for file in found.files),
+        extents=extents_of(found),
         row_bytes=row_bytes(found.features.width),
         shares=_by_index(shares, found),
         seed=seed,
         shuffle=shuffle,
         max_events=found.max_events,
     )
-    if not ray.is_initialized():
-        ray.init()
-    source = RootDatasource(plan, reader, mode=mode, name=name, part=part)
-    # Without a number Ray would split the blocks into about 200. A row of the plan costs no CPU to tell; but
-    # Ray would start a process for each, all at once.
-    events: ray.data.Dataset = ray.data.read_datasource(
-        source,
-        override_num_blocks=plan.blocks,
-        **({"num_cpus": 0, "concurrency": 1} if mode == "plan" else {}),
-    )
-    return events
+    reader = event_reader(found, reading=reading, seed=seed, record=record, classes=classes)
+    return PlannedEvents(plan, reader, name, part, mode)
 
 
-def plan_reader(
-    found: FirstPass,
-    *,
-    seed: int = 0,
-    reading: ReadingSettings | None = None,
-    record: Record | None = None,
-) -> PlanReader:
-    """Return what reads the rows of :func:`read_events` in plan mode; same arguments."""
-    return PlanReader(event_reader(found, reading=reading, seed=seed, record=record))
+def extents_of(found: FirstPass) -> tuple[Extent, ...]:
+    """Return the entries and clusters of all files."""
+    return tuple(Extent(file.dataset, file.boundaries) for file in found.files)
 
 
 def new_record(found: FirstPass, reading: ReadingSettings | None = None) -> Record:
@@ -178,31 +195,36 @@ def event_reader(
     seed: int = 0,
     reading: ReadingSettings | None = None,
     record: Record | None = None,
+    classes: int = 0,
+    bare: bool = False,
 ) -> Reader:
-    """Return what reads blocks of a first pass's files; arguments as of :func:`read_events`."""
+    """Return what reads blocks of a first pass's files; arguments as of :func:`planned_events`."""
     spec = found.features
     # Statistics are not needed to read, and every reader has a copy.
-    bare = tuple(feature.model_copy(update={"statistics": None}) for feature in spec.features)
+    plain = tuple(feature.model_copy(update={"statistics": None}) for feature in spec.features)
     return Reader(
         files=tuple(_read_file(found, file) for file in found.files),
-        features=spec.model_copy(update={"features": bare}),
+        features=spec.model_copy(update={"features": plain}),
+        truths=tuple(sample.truth for sample in found.samples),
+        classes=classes,
         settings=reading or ReadingSettings(),
         key=found.key,
         seed=seed,
         bounds=_bounds(found),
         record=record,
+        bare=bare,
     )
 
 
 def _read_file(found: FirstPass, file: ScannedFile) -> ReadFile:
-    needed = needed_branches(found.features) | set(found.key)
+    names = (*(feature.name for feature in found.features.features), *found.samples[file.dataset].truth.names)
+    needed = needed_branches(found.features, names) | set(found.key)
     lacking = sorted(name for name in needed if name not in file.branches)
     return ReadFile(
         source=file.source,
         tree=file.tree,
         uuid=file.uuid,
         dataset=file.dataset,
-        label=found.samples[file.dataset].label,
         row_bytes=file.bytes / max(1, file.entries),
         missing=tuple(_elsewhere(found, name) for name in lacking),
     )

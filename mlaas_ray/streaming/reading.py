@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mlaas_ray.core.columns import Column
-from mlaas_ray.core.errors import DataError, FeatureError, FileUnreadableError
+from mlaas_ray.core.errors import DataError, FeatureError, FileUnreadableError, LabelError
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.location import locate
 from mlaas_ray.core.prepare import needed_branches, prepare
@@ -38,6 +39,7 @@ from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.split import WHOLE, Part, entry_numbers, identifier_numbers, within
 from mlaas_ray.streaming.transport import ByteSource
+from mlaas_ray.streaming.truth import Truth, check_values
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,6 @@ class ReadFile:
         tree: Name of the tree.
         uuid: Its own identifier, as the first pass saw it.
         dataset: Index of its dataset.
-        label: Class of its events.
         row_bytes: Uncompressed bytes of the branches to read, of one entry.
         missing: Branches to read that it lacks: they are filled.
     """
@@ -58,7 +59,6 @@ class ReadFile:
     tree: str
     uuid: str
     dataset: int
-    label: float
     row_bytes: float = 0.0
     missing: tuple[Branch, ...] = ()
 
@@ -100,43 +100,71 @@ class Reader:
     Attributes:
         files: All files of the plan.
         features: The columns of ``x``; statistics are not needed.
+        truths: Labels and weights of each dataset's events.
+        classes: How many classes labels tell apart; 0 for targets, or labels that nobody looks at.
         settings: How to read.
         key: Branches that identify an event, for the split; empty for file and entry.
         seed: Of the split and of the order.
         bounds: Least and greatest value that the first pass saw, ``(features,)`` by feature; None when it
             did not see all.
         record: Where to write down what was read; None for nowhere.
+        bare: Whether labels, weights and the selection are all that is wanted, and no columns.
     """
 
     files: tuple[ReadFile, ...]
     features: FeatureSpec
+    truths: tuple[Truth, ...] = (Truth(),)
+    classes: int = 0
     settings: ReadingSettings = field(default_factory=ReadingSettings)
     key: tuple[str, ...] = ()
     seed: int = 0
     bounds: Bounds | None = None
     record: Record | None = None
+    bare: bool = False
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The branches read, of the file."""
-        return tuple(sorted(needed_branches(self.features) | set(self.key)))
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """The branches read, of the files of each dataset."""
+        features = () if self.bare else tuple(feature.name for feature in self.features.features)
+        return tuple(
+            tuple(sorted(needed_branches(self.features, (*features, *truth.names)) | set(self.key)))
+            for truth in self.truths
+        )
 
-    def tables(self, blocks: Iterable[Block]) -> Iterator[pa.Table]:
-        """Read blocks one after another, the bytes of the next ones fetched meanwhile.
+    def tables(self, blocks: Iterable[Block], *, threads: int = 1) -> Iterator[pa.Table]:
+        """Read blocks: one table each, in their order, the bytes of the next ones fetched meanwhile.
+
+        Args:
+            blocks: What to read.
+            threads: Blocks to decode at once; their tables are held in memory, and one more.
 
         Raises:
             DataError: Naming the file, tree and branch that cannot be read, where that is not skipped.
         """
-        for block, parts in self.parts(blocks):
-            yield self._table(block, parts)
+        if threads == 1:
+            yield from starmap(self._finished, self._fetched(blocks))
+            return
+        # one in the consumer's hands, the others being made
+        for _, table in ahead(
+            self._fetched(blocks),
+            lambda fetched: self._finished(*fetched),
+            size=lambda _: 1,
+            in_flight=threads,
+            max_bytes=threads + 1,
+        ):
+            yield table
 
     def parts(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, list[ReadPiece]]]:
         """Read the pieces of blocks, without making rows of them; see :meth:`tables`."""
+        for block, fetched in self._fetched(blocks):
+            yield block, self._decoded(fetched)
+
+    def _fetched(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, list[_Fetched]]]:
+        """Give each block with the bytes of its pieces."""
         waiting: list[Block] = []
-        parts: list[ReadPiece] = []
-        jobs = self._jobs(blocks, waiting)
-        for job, fetched in ahead(
-            jobs,
+        fetched: list[_Fetched] = []
+        for job, content in ahead(
+            self._jobs(blocks, waiting),
             lambda job: job.fetch(),
             size=lambda job: job.size,
             in_flight=self.settings.in_flight,
@@ -144,11 +172,20 @@ class Reader:
             is_local=lambda job: job.is_local,
         ):
             if job.piece is not None:
-                parts.append(job.decoded(fetched))
+                fetched.append((job, content))
             if job.last:
-                self._refuse(parts)
-                yield waiting.pop(0), parts
-                parts = []
+                yield waiting.pop(0), fetched
+                fetched = []
+
+    def _decoded(self, fetched: Sequence[_Fetched]) -> list[ReadPiece]:
+        parts = []
+        for job, content in fetched:
+            parts.append(job.decoded(content))
+            self._refuse(parts[-1:])
+        return parts
+
+    def _finished(self, block: Block, fetched: Sequence[_Fetched]) -> pa.Table:
+        return self._table(block, self._decoded(fetched))
 
     def _jobs(self, blocks: Iterable[Block], waiting: list[Block]) -> Iterator[_Job]:
         """Give the pieces of all blocks in their order; each block is noted as it begins."""
@@ -164,10 +201,9 @@ class Reader:
     def _skips(self) -> bool:
         return self.settings.bad_files.policy == "skip"
 
-    def _table(self, block: Block, parts: Sequence[ReadPiece]) -> pa.Table:
+    def _table(self, block: Block, parts: list[ReadPiece]) -> pa.Table:
         """Put the events of a block's parts into one table, and write down what became of them."""
         begun = time.perf_counter()
-        parts = list(parts)
         while True:
             events = [part.kept for part in parts]
             order = row_order(self.seed, block.epoch, block.index, sum(events)) if block.shuffle else None
@@ -203,15 +239,26 @@ class Reader:
         events = len(rows)
         entry = np.empty(events, np.int64)
         file, dataset = np.empty(events, np.int32), np.empty(events, np.int32)
-        label = np.empty(events, np.float32)
+        y = np.empty((events, *self._target_shape), np.float32)
+        weight = np.empty(events, np.float32)
         for part, places in zip(parts, placed, strict=True):
             if part.kept == 0:
                 continue
-            own = places[places >= 0]
-            origin = self.files[part.piece.file]
-            entry[own] = part.piece.start + np.flatnonzero(places >= 0)
-            file[own], dataset[own], label[own] = part.piece.file, origin.dataset, origin.label
-        return table_of(rows, label, np.ones(events, np.float32), dataset, file, entry)
+            there = places >= 0
+            own = places[there]
+            entry[own] = part.piece.start + np.flatnonzero(there)
+            file[own], dataset[own] = part.piece.file, self.files[part.piece.file].dataset
+            y[own], weight[own] = part.y[there], part.weight[there]
+        return table_of(rows, y, weight, dataset, file, entry)
+
+    @property
+    def _target_shape(self) -> tuple[int, ...]:
+        targets = self.truths[0].targets
+        return (targets,) if targets > 1 else ()
+
+
+# A piece's job, and what fetching gave.
+_Fetched = tuple["_Job", Any]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -289,7 +336,7 @@ class _Job:
                 )
             self.opened = self.is_local
             lacking = {branch.name for branch in origin.missing}
-            names = [name for name in self.reader.names if name not in lacking]
+            names = [name for name in self.reader.names[origin.dataset] if name not in lacking]
             fetched = events.fetch(names, self.piece.start, self.piece.stop)
             self.opened = True
             return events, fetched
@@ -307,10 +354,17 @@ class _Job:
             events, content = fetched
             columns = dict(events.decode(content))
             columns |= filled(self._file.missing, columns, self.piece.entries)
-            prepared, keep = prepare(columns, self.reader.features)
+            reader = self.reader
+            prepared, keep = prepare(columns, reader.features, () if reader.bare else None)
             part = ReadPiece(self.piece, where, columns, prepared)
             part.choose(keep, self._chosen(columns))
+            truth = reader.truths[self._file.dataset]
+            part.y, part.weight = truth.of(columns, reader.features, self.piece.entries)
+            asked = (part.mask, reader.classes, where, self.piece.start, truth.texts)
+            check_values(part.y, part.weight, *asked)
             return part.spent(_traffic(events.data), time.perf_counter() - begun)
+        except LabelError:
+            raise  # no damage of a file
         except DataError as error:
             return ReadPiece(self.piece, where).failed(error, lost=not self.opened)
         except FeatureError as error:

@@ -11,7 +11,7 @@ from mlaas_ray.core.columns import Kind
 from mlaas_ray.core.errors import BranchMissingError, DataError, nearest
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.inputs import Inputs
-from mlaas_ray.core.prepare import check, needed_branches
+from mlaas_ray.core.prepare import Rules, check, needed_branches
 from mlaas_ray.core.views import grid_branches
 from mlaas_ray.streaming.branches import choose
 from mlaas_ray.streaming.events import Branch, Events
@@ -38,6 +38,8 @@ class Request:
         key: Branches that identify an event; None for those of :data:`KEYS` that there are.
         features: A known FeatureSpec: then nothing is chosen or measured.
         everything: Whether also what no model needs is measured, to be shown.
+        extra: By dataset, what labels and weights need, of the files or defined.
+        constants: Names of the numbers that labels and weights may name beside that, for messages.
     """
 
     inputs: Inputs
@@ -45,6 +47,8 @@ class Request:
     key: tuple[str, ...] | None = None
     features: FeatureSpec | None = None
     everything: bool = False
+    extra: tuple[tuple[str, ...], ...] = ()
+    constants: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return what decides the result for one file, as JSON."""
@@ -55,7 +59,18 @@ class Request:
             "key": self.key,
             "features": self.features and self.features.digest,
             "everything": self.everything,
+            **({"extra": self.extra} if any(self.extra) else {}),
         }
+
+    @property
+    def rules(self) -> Rules:
+        """What is defined and selected."""
+        return self.features or self.inputs
+
+    def truth_branches(self, dataset: int) -> set[str]:
+        """Return the branches of the file that a dataset's labels and weights need."""
+        names = self.extra[dataset] if dataset < len(self.extra) else ()
+        return needed_branches(self.rules, names, select=False) if names else set()
 
 
 @dataclass(frozen=True)
@@ -139,9 +154,11 @@ def scan(
         if request.reading.missing == "fill":
             # a definition that this file alone does not allow is wanted nevertheless: what of it is there?
             needed |= needed_branches(request.inputs, request.inputs.define)
+    needed |= request.truth_branches(dataset)
     lacking = sorted(needed - set(there))
     if lacking and request.reading.missing != "fill":
-        raise BranchMissingError(f"no branch {lacking[0]!r} in {where}", nearest(lacking[0], there))
+        known = (*there, *request.rules.define, *request.constants)
+        raise BranchMissingError(f"no branch {lacking[0]!r} in {where}", nearest(lacking[0], known))
     keys = (
         [name for names in KEYS for name in names] if request.key is None else _key(request.key, there, where)
     )

@@ -40,12 +40,18 @@ def _policy(value: object) -> object:
     return {"policy": value} if isinstance(value, str) else value
 
 
+def _all(value: object) -> object:
+    """Let ``max_events: all`` stand for no limit."""
+    return None if value == "all" else value
+
+
 class ReadingSettings(Settings):
     """How files are read.
 
     Attributes:
-        mode: ``block``: tasks on the cluster's CPUs read, and send events through the object store; ``plan``:
-            each consumer reads its own; ``auto``: plan, unless consumers have GPUs and other nodes have CPUs.
+        mode: ``plan``: each training worker reads its own events; ``block``: tasks on the cluster's CPUs read
+            them, and send them through the object store; ``auto``: plan, unless workers have GPUs and other
+            nodes have CPUs.
         redirectors: XRootD redirectors for ``/store/…`` names, tried in this order.
         bad_files: What becomes of a file that cannot be read.
         missing: What becomes of a branch that some files lack: ``fail``, ``fill`` with NaN (or no objects),
@@ -57,6 +63,7 @@ class ReadingSettings(Settings):
         cache: Copies of remote files; left out, none are kept.
         ahead_bytes: Compressed bytes a reader may have fetched ahead.
         in_flight: Reads a reader may have under way at once.
+        threads: Blocks that a consumer decodes at once in plan mode; left out, one for each CPU it has.
     """
 
     mode: Literal["auto", "block", "plan"] = "auto"
@@ -68,9 +75,10 @@ class ReadingSettings(Settings):
     bad_files: Annotated[BadFiles, BeforeValidator(_policy)] = BadFiles()
     missing: Literal["fail", "fill", "drop"] = "fail"
     nested: Literal["leave", "flatten"] = "leave"
-    max_events: int | None = Field(default=None, ge=1)
+    max_events: Annotated[int | None, BeforeValidator(_all)] = Field(default=None, ge=1)
     sample: float = Field(default=1.0, gt=0, le=1)
     checksums: bool = True
     cache: Cache | None = None
     ahead_bytes: int = Field(default=200_000_000, ge=1)
     in_flight: int = Field(default=6, ge=1)
+    threads: int | None = Field(default=None, ge=1)

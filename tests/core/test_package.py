@@ -11,6 +11,7 @@ import pytest
 from mlaas_ray.core.errors import FeatureError, InvalidNameError, PackageError
 from mlaas_ray.core.features import Feature, FeatureSpec
 from mlaas_ray.core.package import ModelPackage, Signature, Tensor, check_name, staging, write_package
+from mlaas_ray.core.task import Task
 
 SPEC = FeatureSpec.of([Feature(name="MET_pt", kind="flat"), Feature(name="Jet_pt", kind="jagged", length=2)])
 SIGNATURE = Signature(
@@ -26,7 +27,7 @@ def write(folder: Path, **changes: Any) -> ModelPackage:
         "name": "ttH",
         "framework": "torch",
         "model_format": "onnx",
-        "task": "binary",
+        "task": Task(),
         "signature": SIGNATURE,
         "features": SPEC,
         "labels": ["ttbar", "ttH"],
@@ -101,6 +102,35 @@ class TestContent:
     def test_the_width_of_a_signature_is_the_values_of_a_row(self, shape: Any, width: int | None) -> None:
         tensor = Tensor(name="x", dtype="float32", shape=shape)
         assert Signature(inputs=(tensor,), outputs=(tensor,)).width == width
+
+
+class TestTask:
+    def test_what_was_learnt_is_read_back(self, tmp_path: Path) -> None:
+        task = Task(kind="regression", names=("m", "n"), offset=(100.0, -1.0), scale=(30.0, 2.0), loss="mae")
+        read = ModelPackage(write(tmp_path, task=task).path)
+        assert read.task == task
+        assert read.manifest.task == "regression"
+        assert "task.json" in read.manifest.files
+
+    def test_an_older_package_that_says_binary_tells_signal_from_background(
+        self, package: ModelPackage
+    ) -> None:
+        (package.path / "task.json").unlink()
+        assert ModelPackage(package.path).task == Task()
+
+    def test_of_a_model_from_elsewhere_nothing_is_known(self, tmp_path: Path) -> None:
+        read = write(tmp_path, task=None)
+        assert read.manifest.task == "unknown"
+        assert read.task is None
+        assert not (tmp_path / "task.json").exists()
+
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[]", '{"kind": "ranking"}', '{"names": ["one"]}', '{"kind": "binary", "more": 1}']
+    )
+    def test_a_damaged_task_is_refused_by_name(self, package: ModelPackage, text: str) -> None:
+        (package.path / "task.json").write_text(text)
+        with pytest.raises(PackageError, match=r"task\.json is damaged"):
+            _ = ModelPackage(package.path).task
 
 
 class TestNames:

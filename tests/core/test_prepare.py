@@ -13,7 +13,7 @@ from mlaas_ray.core.columns import Columns, Jagged, Kind, from_awkward, to_awkwa
 from mlaas_ray.core.errors import BranchMissingError, FeatureError, JobError
 from mlaas_ray.core.features import Feature, FeatureSpec, ObjectRule
 from mlaas_ray.core.inputs import Inputs, ObjectSettings
-from mlaas_ray.core.prepare import check, check_syntax, needed_branches, prepare, rule_of
+from mlaas_ray.core.prepare import check, check_syntax, computed, needed_branches, prepare, rule_of
 
 NAN = math.nan
 KINDS: dict[str, Kind] = {
@@ -277,3 +277,54 @@ def test_no_events_are_prepared_too() -> None:
     prepared, keep = prepare(empty, rules)
     assert keep is not None
     assert (len(keep), len(prepared["HT"]), len(prepared["Jet_pt"])) == (0, 0, 0)
+
+
+def test_expressions_are_computed_to_one_number_an_event() -> None:
+    rules = Inputs(define={"HT": "sum(Jet_pt)", "half": "HT / 2"}, select="nJet > 2")
+    texts = {"label": "nJet > 0", "weights": "xsec * half / lumi", "constant": "lumi"}
+    found = computed(events(), rules, texts, {"xsec": 3.0, "lumi": 2.0})
+    assert list(found) == ["label", "weights", "constant"]
+    # of all events: what is selected is decided elsewhere
+    assert found["label"].tolist() == [True, False, True]
+    assert found["weights"].tolist() == [75.0, 0.0, 75.0]
+    assert found["constant"].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_expressions_see_the_objects_as_they_are_in_the_file() -> None:
+    rules = Inputs(
+        define={"HT": "sum(Jet_pt)"},
+        objects={"Jet": ObjectSettings(where="Jet_pt > 35", sort_by="Jet_pt")},
+    )
+    found = computed(events(), rules, {"n": "num(Jet_pt)", "first": "Jet_pt[:, 0]", "HT": "HT"}, {})
+    assert found["n"].tolist() == [3, 0, 2]
+    np.testing.assert_array_equal(found["first"], [20, NAN, 40])
+    assert found["HT"].tolist() == [100, 0, 100]
+
+
+def test_a_constant_stands_before_a_branch_or_definition_of_its_name() -> None:
+    # what is defined of a branch that was not read, since nobody asked for it
+    rules = Inputs(define={"sum_weights": "genWeight * 2"})
+    constants = {"MET_pt": 7.0, "sum_weights": 2.0}
+    assert computed(events(), rules, {"w": "MET_pt / sum_weights"}, constants)["w"].tolist() == [3.5] * 3
+
+
+def test_nothing_to_compute_asks_for_no_branch() -> None:
+    assert computed({}, Inputs(), {}, {"lumi": 1.0}) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("Jet_pt", FeatureError, "weights: 'Jet_pt' gives one value for each object, not for each event"),
+        ("cov", FeatureError, "weights: 'cov' gives one value for each object, not for each event"),
+        ("MET_Pt * lumi", BranchMissingError, "there is no branch 'MET_Pt'. Did you mean 'MET_pt'"),
+        ("lumy", BranchMissingError, "there is no branch 'lumy'. Did you mean 'lumi'"),
+        ("open('x')", JobError, "weights: there is no function 'open'"),
+    ],
+)
+def test_an_expression_that_gives_no_number_an_event_is_refused(
+    text: str, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error) as caught:
+        computed(events(), Inputs(), {"weights": text}, {"lumi": 2.0})
+    assert said in str(caught.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlaas_ray.core.inputs import Inputs
-from mlaas_ray.streaming import ReadingSettings, Sample, first_pass, new_record, plan_reader, read_events
+from mlaas_ray.streaming import ReadingSettings, Sample, first_pass, new_record, planned_events
 from tests.xrootd_federation import Federation
 
 pytestmark = [pytest.mark.xrootd, pytest.mark.usefixtures("ray_local")]
@@ -24,11 +24,11 @@ def test_every_event_comes_once_and_the_record_tells_of_a_server_that_died(
     record = new_record(found)
     # read in this process and little ahead, so that servers die while their files are being read
     reading = ReadingSettings(in_flight=1)
-    rows = read_events(found, shuffle=True, mode="plan", record=record)
-    plan = list(rows.iter_batches(batch_size=None, batch_format="pyarrow"))
-    assert len(plan) > 5
-    seen = []
-    for number, table in enumerate(plan_reader(found, reading=reading, record=record).tables(plan)):
+    events = planned_events(found, shuffle=True, reading=reading, record=record)
+    blocks = range(events.blocks(0))
+    assert len(blocks) > 5
+    seen: list[tuple[int, int]] = []
+    for number, table in enumerate(events.tables(0, blocks)):
         seen += zip(table["file"].to_pylist(), table["entry"].to_pylist(), strict=True)
         if number in (1, 3):  # one after the other, so that the one it is read from is among them
             federation.start()

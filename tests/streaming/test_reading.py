@@ -17,7 +17,7 @@ from mlaas_ray.streaming import (
     Sample,
     first_pass,
     new_record,
-    plan_reader,
+    planned_events,
     read_events,
 )
 from tests.streaming.conftest import damage
@@ -59,19 +59,30 @@ def two(write_tree) -> list[Sample]:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_both_modes_give_the_same_events_in_the_same_order(two: list[Sample], shuffle: bool) -> None:
+def test_all_ways_give_the_same_events_in_the_same_order(two: list[Sample], shuffle: bool) -> None:
     found = first_pass(two, Inputs(include=["MET_pt", "Jet_*"], select="MET_pt > 10"))
     options: dict[str, Any] = {"shuffle": shuffle, "seed": 3, "part": (0.0, 0.7)}
-    rows = read_events(found, mode="plan", **options)
-    rows.context.execution_options.preserve_order = True
-    blocks = read_events(found, **options)
-    reader = plan_reader(found, seed=3)
+    dataset = read_events(found, **options)
+    here = planned_events(found, **options)
+    ways = {
+        "one thread": here,
+        "threads": planned_events(found, reading=ReadingSettings(threads=3), **options),
+        "tasks": planned_events(found, mode="block", **options),
+    }
     epochs = []
-    for _ in range(2):
-        plan = list(rows.iter_batches(batch_size=None, batch_format="pyarrow"))
-        planned = pa.concat_tables(list(reader.tables(plan)))
-        assert same(planned, table_of(blocks))
-        epochs.append(planned)
+    for epoch in range(2):
+        blocks = list(range(here.blocks(epoch)))
+        assert len(blocks) == 8
+        read = {name: list(events.tables(epoch, blocks)) for name, events in ways.items()}
+        assert all(len(tables) == 8 for tables in read.values())
+        joined = {name: pa.concat_tables(tables) for name, tables in read.items()}
+        assert same(joined["one thread"], joined["threads"])
+        assert same(joined["one thread"], joined["tasks"])
+        assert same(joined["one thread"], table_of(dataset))
+        some = list(here.tables(epoch, [5, 2]))
+        assert same(some[0], read["one thread"][5])
+        assert same(some[1], read["one thread"][2])
+        epochs.append(joined["one thread"])
     assert events_of(epochs[0]) == events_of(epochs[1])
     assert same(*epochs) is not shuffle
 
