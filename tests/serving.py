@@ -20,6 +20,7 @@ import pytest
 
 from mlaas_ray.core.features import Feature, FeatureSpec, Statistics
 from mlaas_ray.core.package import ModelPackage, Signature, Tensor, write_package
+from mlaas_ray.core.task import Task
 from mlaas_ray.inference.environment import free_ports
 from mlaas_ray.repository import Repository
 
@@ -118,7 +119,7 @@ def onnx_package(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> M
         framework="torch",
         model_format="onnx",
         signature=signature(),
-        task="binary",
+        task=Task(),
         features=SPEC,
         labels=["background", "signal"],
         metrics={"validation": {"auc": 0.9}},
@@ -135,7 +136,7 @@ def saved_package(saved_model: Path, tmp_path_factory: pytest.TempPathFactory) -
         framework="keras",
         model_format="savedmodel",
         signature=signature(),
-        task="binary",
+        task=Task(),
         features=SPEC,
     )
 

@@ -7,8 +7,21 @@
 """
 
 from mlaas_ray.training.check import check_model
+from mlaas_ray.training.events import EventSource
 from mlaas_ray.training.fit import fit
-from mlaas_ray.training.frameworks import FRAMEWORKS
-from mlaas_ray.training.settings import EpochReport, TrainedModel, TrainSettings
+from mlaas_ray.training.frameworks import FRAMEWORKS, find_framework, load_framework
+from mlaas_ray.training.settings import EpochReport, StepReport, TrainedModel, TrainSettings, Weighting
 
-__all__ = ["FRAMEWORKS", "EpochReport", "TrainSettings", "TrainedModel", "check_model", "fit"]
+__all__ = [
+    "FRAMEWORKS",
+    "EpochReport",
+    "EventSource",
+    "StepReport",
+    "TrainSettings",
+    "TrainedModel",
+    "Weighting",
+    "check_model",
+    "find_framework",
+    "fit",
+    "load_framework",
+]

@@ -1,116 +1,108 @@
-"""Check a model before anything is started for it: it loads, takes the events, and answers in [0, 1]."""
+"""Check a model before anything is started for it: it loads, takes the events, and answers as it should."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import ray
 
 from mlaas_ray.core import FeatureSpec, MlaasError
-from mlaas_ray.core.errors import ModelError
-from mlaas_ray.training.framework import Framework
-from mlaas_ray.training.frameworks import load_framework
-from mlaas_ray.training.source import ModelSource, one_line
+from mlaas_ray.core.errors import JobError, ModelError, nearest
+from mlaas_ray.core.task import Task
+from mlaas_ray.training.framework import Framework, Setup
+from mlaas_ray.training.frameworks import find_framework, find_model, load_framework
+from mlaas_ray.training.group import Group
+from mlaas_ray.training.metrics import scores_of
+from mlaas_ray.training.settings import TrainSettings
+from mlaas_ray.training.source import Source, one_line
 
-WORKER_ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+# PyTorch's threads spin while they wait for each other, on CPUs that reading needs: with two of them on two
+# busy CPUs a small network was a hundred times slower than with one.
+WORKER_ENVIRONMENT = {
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
-# Rows for the check: two would do for shapes, but an output that lacks its sigmoid shows only by chance.
-_ROWS = 64
 
-
-def check_model(model: str, framework: str, features: FeatureSpec) -> None:
+def check_model(
+    model: str | None,
+    framework: str,
+    features: FeatureSpec,
+    *,
+    task: Task | None = None,
+    options: Mapping[str, Any] | None = None,
+    settings: TrainSettings | None = None,
+) -> None:
     """Build a model and run some rows through it, in a process of its own.
 
     Args:
-        model: ``mlp``, a file with a function ``model(input_dim)``, or ``package.module:function``.
-        framework: ``torch`` or ``keras``.
+        model: One of the framework's, a file with a function ``model(input_dim)``, or
+            ``package.module:function``; None for the framework's usual one.
+        framework: ``torch``, ``keras``, ``xgboost``, or a file or function of one's own.
         features: The columns the model will be given.
+        task: What it is to answer; None for the probability of a signal.
+        options: What else the model is built with.
+        settings: How it will be trained.
 
     Raises:
-        JobError: For a framework that is none.
-        ModelError: When the model cannot be found, built, or run on such events, or does not answer with
-            one probability an event.
+        JobError: For a framework that is none, or cannot do the task, and for early stopping by a measure of
+            another task.
+        ModelError: When the model cannot be found, built, or run on such events, or does not answer as the
+            task wants.
     """
-    load_framework(framework)
-    source = ModelSource.locate(model)
-    if source.builtin:
-        return
+    source = find_framework(framework)
+    chosen = load_framework(source)
+    task, settings = task or Task(), settings or TrainSettings()
+    if task.kind not in chosen.tasks:
+        raise JobError(
+            f"the framework {chosen.name!r} cannot do {task.kind}", nearest(task.kind, chosen.tasks)
+        )
+    _check_monitor(task, settings)
+    code = find_model(model, chosen)
+    setup = Setup(code, dict(options or {}), features, task, settings.filled(chosen.defaults), Group())
+    own = code.builtin and source.builtin and code.name == chosen.models[0]
+    if own and not setup.options and not setup.settings.parameters:
+        return  # there is nothing to be wrong
     # The process ends with the task: a later task in it may read over XRootD, which dies after TensorFlow.
-    task = ray.remote(num_cpus=0, max_calls=1, max_retries=0, runtime_env={"env_vars": WORKER_ENVIRONMENT})(
-        _build_and_forget
-    )
+    attempt = ray.remote(
+        num_cpus=0, max_calls=1, max_retries=0, runtime_env={"env_vars": WORKER_ENVIRONMENT}
+    )(_build_and_forget)
     try:
-        error = ray.get(task.remote(source, framework, features.width))
+        error = ray.get(attempt.remote(source, setup))
     except ray.exceptions.RayError as death:
         raise ModelError(
-            f"{model}: building the model ended its process ({one_line(death)})", "Run the file by itself"
+            f"{code.name}: building the model ended its process ({one_line(death)})",
+            "Run the file by itself",
         ) from None
     if error is not None:
         raise error
 
 
-def build_network(source: ModelSource, framework: Framework, width: int) -> Any:
-    """Build a bare network and check it, in a process that may import its framework.
-
-    Args:
-        source: Where the network comes from.
-        framework: What it must be made for.
-        width: Columns of the events.
-
-    Raises:
-        ModelError: When it cannot be built or run, or does not answer with one probability an event.
-    """
-    build = source.builder()
-    if build is None:
-        return framework.builtin(source.name, width)
-    call = f"{source.name}: model({width})"
-    try:
-        network = build(width)
-    except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"{source.where(error)}: model({width}) failed with {one_line(error)}", "Correct the model's code"
-        ) from None
-    if not framework.is_network(network):
-        raise ModelError(
-            f"{call} returned {type(network).__module__}.{type(network).__name__}, no {framework.kind}",
-            f"Return a {framework.kind}, or set framework to what the model is made with",
+def _check_monitor(task: Task, settings: TrainSettings) -> None:
+    """Refuse early stopping by what the validation events of such a task do not tell."""
+    measures = ["validation_loss", *(set(scores_of(task).summary()) - {"loss", "events"})]
+    if settings.early_stopping is not None and settings.early_stopping.monitor not in measures:
+        monitor = settings.early_stopping.monitor
+        raise JobError(
+            f"early_stopping.monitor: {monitor} is no measure of {task.kind}", nearest(monitor, measures)
         )
-    _check_answers(network, source, framework, width)
-    return network
 
 
-def _check_answers(network: Any, source: ModelSource, framework: Framework, width: int) -> None:
-    call = f"{source.name}: model({width})"
-    takes = framework.expects(network)
-    rows = np.random.default_rng(0).normal(scale=10.0, size=(_ROWS, width)).astype(np.float32)
-    try:
-        answers = framework.forward(network, rows)
-    except Exception as error:
-        if takes is not None and takes != width:
-            raise ModelError(
-                f"{call} returned a network that takes {takes} values, but the events have {width}",
-                "Use the argument input_dim as the size of the first layer",
-            ) from None
-        raise ModelError(
-            f"{source.where(error)}: the network fails on events of {width} values with {one_line(error)}",
-            "Correct the model's code",
-        ) from None
-    if answers.shape != (_ROWS, 1):
-        shape = ", ".join(["events", *map(str, answers.shape[1:])] if answers.ndim else [])
-        raise ModelError(
-            f"{call} answers with shape ({shape}), not (events, 1)", "End the network with one output"
-        )
-    if not (np.all(answers >= 0.0) and np.all(answers <= 1.0)):
-        raise ModelError(f"{call} answers outside [0, 1]", "End the network with a sigmoid")
+def build(framework: Framework, setup: Setup) -> Any:
+    """Make the network, on one process alone."""
+    framework.prepare(threads=1, seed=0, precision="float32")
+    return framework.network(replace(setup, group=Group()))
 
 
-def _build_and_forget(source: ModelSource, framework: str, width: int) -> MlaasError | None:
+def _build_and_forget(source: Source, setup: Setup) -> MlaasError | None:
     """Return what is wrong; an exception would come back with a traceback in the log."""
-    chosen = load_framework(framework)
-    chosen.prepare(threads=1, seed=0)
     try:
-        build_network(source, chosen, width)
+        build(load_framework(source), setup)
     except MlaasError as error:
         return error
+    except Exception as error:
+        return ModelError(f"{setup.model.name}: {one_line(error)}", "Correct the code")
     return None

@@ -1,4 +1,4 @@
-"""fit: two Datasets in, a trained model on storage out."""
+"""fit: events in, a trained model on storage out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,77 +23,115 @@ from ray.train import (
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
-    UserCallback,
 )
 
 from mlaas_ray.core import FeatureSpec, MlaasError
 from mlaas_ray.core.errors import ModelError
+from mlaas_ray.core.task import Task
 from mlaas_ray.training.check import WORKER_ENVIRONMENT, check_model
-from mlaas_ray.training.framework import signature
-from mlaas_ray.training.frameworks import load_framework
+from mlaas_ray.training.events import EventSource, StoredEvents
+from mlaas_ray.training.framework import Framework, signature
+from mlaas_ray.training.frameworks import find_framework, find_model, load_framework
 from mlaas_ray.training.loop import Run, train_worker
-from mlaas_ray.training.progress import epoch_callbacks
-from mlaas_ray.training.settings import EpochReport, TrainedModel, TrainSettings
-from mlaas_ray.training.shards import TableReader, WholeShards
-from mlaas_ray.training.source import ModelSource, one_line
+from mlaas_ray.training.progress import delivered
+from mlaas_ray.training.settings import EpochReport, StepReport, TrainedModel, TrainSettings, Weighting
+from mlaas_ray.training.source import one_line
 
 # Seconds between the controller's looks at its workers. A report waits for the next look, and at Ray's own
 # two seconds an epoch of a small dataset would be mostly waiting.
 _POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# A network for tables gains nothing from more threads.
+_MOST_CPUS = 8
 
 
 def fit(
-    train: Dataset,
-    validation: Dataset,
+    train: EventSource | Dataset,
+    validation: EventSource | Dataset,
     features: FeatureSpec,
     *,
     name: str,
-    model: str = "mlp",
+    task: Task | None = None,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
     framework: str = "torch",
     settings: TrainSettings | None = None,
+    weighting: Weighting | None = None,
+    expected: int = 0,
     seed: int = 0,
-    reader: TableReader | None = None,
     storage: str | Path,
+    filesystem: pyarrow.fs.FileSystem | None = None,
+    resume: bool = False,
+    first_weights: Mapping[str, bytes] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
 ) -> TrainedModel:
-    """Train a network on a stream of events and export it.
-
-    Both datasets have the columns ``x`` (Arrow fixed-shape tensor of float32, ``(features,)``, NaN where
-    there is no value), ``y`` (0 or 1) and ``weight`` (float32), and the identifiers ``dataset``, ``file``
-    (int32) and ``entry`` (int64). Their blocks may hold one class only; the workers mix.
+    """Train a model on a stream of events and export it.
 
     Args:
-        train: Events to train on.
-        validation: Events to measure on, after each epoch.
+        train: Events to learn from: a source, which each worker asks for blocks, or a Ray Dataset with the
+            columns of one, which is kept in the object store. Blocks may hold one class only: workers mix.
+        validation: Events to judge by, after each epoch.
         features: What the columns of ``x`` mean, and how they are normalised.
-        name: Of the run; a unique ending is added.
-        model: ``mlp``, a file with a function ``model(input_dim)``, or ``package.module:function``. The
-            network takes normalised values ``(events, features)``, 0 where there is none, and answers
-            with the probability of class 1, ``(events, 1)``.
-        framework: ``torch`` or ``keras``.
+        name: Of the run, a folder below ``storage``; unless ``resume``, a unique ending is added.
+        task: What the model is to answer; None for the probability of a signal.
+        model: One of the framework's (``mlp``, ``masked_linear``, ``deepsets``, ``cnn``), a file with a
+            function ``model(input_dim)``, or ``package.module:function``; None for the framework's usual one.
+            A network takes normalised values ``(events, features)``, 0 where there is none, and, if it takes
+            two arguments, the mask.
+        options: What else it is built with.
+        framework: ``torch``, ``keras``, ``xgboost``, or a file or function of one's own.
         settings: How to train.
-        seed: Of initial weights, shuffling and dropout.
-        reader: When the datasets hold not the events, but where to read them: makes such tables of their
-            blocks, in the workers.
+        weighting: How weights count.
+        expected: Training events of an epoch, about; 0 for not known.
+        seed: Of initial weights, order and dropout.
         storage: Folder or URL where checkpoints and the model go; all nodes must reach it.
+        filesystem: Of ``storage``, when that is a path of another than this machine's.
+        resume: Whether to go on with a run of this name from its last checkpoint, if there is one.
+        first_weights: Files of a trained model's ``state`` to begin with.
         on_epoch: Called after each epoch, in this process, from a thread of its own.
+        on_step: Called about every second, likewise.
 
     Returns:
         The model, its metrics, and what training took.
 
     Raises:
-        JobError: For a framework that is none.
+        JobError: For a framework that is none, or cannot do the task.
         ModelError: When the model cannot be built, trained or exported.
-        MlaasError: What reading the datasets raised.
+        MlaasError: What reading the events raised.
     """
-    settings = settings or TrainSettings()
-    chosen = load_framework(framework)
-    check_model(model, framework, features)
-    run = Run(ModelSource.locate(model), framework, features, settings, seed, reader)
-    where = str(storage) if "://" in str(storage) else str(Path(storage).expanduser().absolute())
+    source = find_framework(framework)
+    chosen = load_framework(source)
+    task, settings = task or Task(), (settings or TrainSettings()).filled(chosen.defaults)
+    check_model(model, framework, features, task=task, options=options, settings=settings)
+    where = str(storage)
+    if filesystem is None and "://" not in where:
+        where = str(Path(where).expanduser().absolute())
     from ray.train.torch import TorchConfig, TorchTrainer  # imports PyTorch
 
-    with epoch_callbacks(on_epoch, settings.epochs) as callbacks, _quick_reports(), _own_interrupt():
+    with delivered(on_epoch, on_step) as mailbox, _quick_reports(), _own_interrupt():
+        least, most = settings.worker_range
+        sources = [
+            StoredEvents(events, most) if isinstance(events, Dataset) else events
+            for events in (train, validation)
+        ]
+        if settings.cpus_per_worker is None:
+            share = cpu_share(_nodes(), least, for_reading=any(each.by_tasks for each in sources))
+            settings = settings.model_copy(update={"cpus_per_worker": share})
+        run = Run(
+            framework=source,
+            model=find_model(model, chosen),
+            options=dict(options or {}),
+            features=features,
+            task=task,
+            settings=settings,
+            weighting=weighting or Weighting((1.0,)),
+            seed=seed,
+            train=sources[0],
+            validation=sources[1],
+            expected=expected,
+            first_weights=first_weights or {},
+            mailbox=mailbox,
+        )
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"run": run},
@@ -101,15 +139,15 @@ def fit(
                 backend=chosen.collective_on_gpu if settings.gpus_per_worker else "gloo"
             ),
             scaling_config=_scaling(settings),
-            datasets={"train": train, "validation": validation},
-            dataset_config=WholeShards(),
-            run_config=_run_config(name, where, settings, callbacks),
+            run_config=_run_config(
+                name if resume else f"{name}-{uuid.uuid4().hex[:8]}", where, settings, filesystem
+            ),
         )
         try:
             result = trainer.fit()
         except (TrainingFailedError, ray.exceptions.RayError) as error:
             raise unwrap(error) from error
-    return _trained(result, chosen.model_format, features)
+    return _trained(result, chosen, features, task)
 
 
 def unwrap(error: BaseException) -> MlaasError:
@@ -152,18 +190,18 @@ def _reason(errors: list[BaseException]) -> str:
     return one_line(errors[-1])
 
 
-def _trained(result: Result, model_format: str, features: FeatureSpec) -> TrainedModel:
+def _trained(result: Result, framework: Framework, features: FeatureSpec, task: Task) -> TrainedModel:
     outcome = (result.metrics or {}).get("result")
     if not outcome or result.checkpoint is None:
         raise ModelError("training ended without a model", "See the workers' logs in Ray's session folder")
-    metrics = {key: outcome[key] for key in ("validation", "training", "history", "export_difference")}
+    metrics = {key: value for key, value in outcome.items() if key not in ("events", "seconds")}
     return TrainedModel(
         folder=_local(result.checkpoint),
-        model_format=model_format,  # type: ignore[arg-type]
-        signature=signature(features.width),
-        metrics=metrics,
+        model_format=framework.model_format,
+        signature=signature(features.width, task),
+        metrics={**metrics, "time": outcome["seconds"]},
         events=outcome["events"],
-        seconds=outcome["seconds"],
+        seconds=outcome["seconds"]["training"],
     )
 
 
@@ -174,53 +212,59 @@ def _local(checkpoint: Checkpoint) -> Path:
     return Path(checkpoint.to_directory())
 
 
-def _run_config(name: str, where: str, settings: TrainSettings, callbacks: list[UserCallback]) -> RunConfig:
+def _run_config(
+    name: str, where: str, settings: TrainSettings, filesystem: pyarrow.fs.FileSystem | None
+) -> RunConfig:
     # Ray's annotations are still those of Train V1.
     options: dict[str, Any] = {
-        "callbacks": callbacks,
         "worker_runtime_env": {"env_vars": WORKER_ENVIRONMENT},
         "logging_config": LoggingConfig(log_level="CRITICAL"),
     }
     return RunConfig(
-        name=f"{name}-{uuid.uuid4().hex[:8]}",
+        name=name,
         storage_path=where,
-        checkpoint_config=CheckpointConfig(num_to_keep=2),
+        storage_filesystem=filesystem,
+        checkpoint_config=CheckpointConfig(num_to_keep=settings.checkpoint.keep),
         failure_config=FailureConfig(max_failures=settings.max_failures),
         **options,
     )
 
 
 def _scaling(settings: TrainSettings) -> ScalingConfig:
-    cpus = settings.cpus_per_worker or cpu_share(_cluster_cpus(), settings.workers)
-    resources = {"CPU": cpus}
+    least, most = settings.worker_range
+    resources = {"CPU": settings.cpus_per_worker or 1.0}
     if settings.gpus_per_worker:
         resources["GPU"] = settings.gpus_per_worker
+    workers: Any = most if least == most else (least, most)  # whose range Ray's annotation does not know
     return ScalingConfig(
-        num_workers=settings.workers,
+        num_workers=workers,
         use_gpu=settings.gpus_per_worker > 0,
         resources_per_worker=resources,
     )
 
 
-def _cluster_cpus() -> float:
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources.get("CPU", 1.0)
+def _nodes() -> list[float]:
+    """Return the CPUs of each node that has some."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    cpus = [node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"]]
+    return [count for count in cpus if count] or [1.0]
 
 
-def cpu_share(cpus: float, workers: int) -> float:
-    """Return the CPUs one worker reserves: one, or less where no whole CPU would be left to read files.
-
-    Reading tasks take a whole CPU each, and a worker waits for them: on two CPUs, two workers that
-    reserve one each would wait for ever.
+def cpu_share(nodes: Sequence[float], workers: int, *, for_reading: bool) -> float:
+    """Return the CPUs one worker reserves, and computes with: its part of the smallest node, at most 8.
 
     Args:
-        cpus: CPUs of the cluster.
+        nodes: CPUs of each node.
         workers: Workers to place.
+        for_reading: Whether tasks read for the workers. Each takes a whole CPU, and a worker waits for it: on
+            two CPUs, two workers that reserve one each would wait for ever.
     """
-    if workers <= cpus - 1:
-        return 1.0
-    left = cpus - 1 if cpus > 1 else cpus / 2
-    return int(left / workers * 100) / 100 or 0.01
+    on_a_node = -(-workers // len(nodes))
+    cpus = min(nodes)
+    if for_reading:
+        cpus = cpus - 1 if cpus > 1 else cpus / 2
+    share = cpus / on_a_node
+    return float(min(_MOST_CPUS, int(share))) if share >= 1 else int(share * 100) / 100 or 0.01
 
 
 @contextlib.contextmanager

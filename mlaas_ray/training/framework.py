@@ -1,106 +1,183 @@
-"""What the worker loop asks of a framework: the two protocols, and the signature all exports have."""
+"""What the training loop asks of a framework: two small interfaces that anybody can implement.
+
+A framework of one's own is a file with a function ``framework()`` that returns a :class:`Framework`; the job
+names it in place of ``torch`` (docs/training/frameworks.md).
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
-from mlaas_ray.core import Signature, Tensor
+from mlaas_ray.core import FeatureSpec, Signature, Tensor
+from mlaas_ray.core.errors import ModelError, nearest
 from mlaas_ray.core.package import ModelFormat
-from mlaas_ray.training.batches import Batch
+from mlaas_ray.core.task import Task
+from mlaas_ray.training.batches import Batch, Floats
 from mlaas_ray.training.group import Group
+from mlaas_ray.training.settings import TrainSettings
+from mlaas_ray.training.source import Source
+from mlaas_ray.training.steps import take_steps
 
-Floats = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    from mlaas_ray.training.steps import Epoch
 
 INPUT, OUTPUT = "inputs", "outputs"
 
 
-class Network(Protocol):
-    """A network in training: preprocessing, the user's layers, and an optimiser, on one worker of a group."""
+@dataclass(frozen=True)
+class Setup:
+    """What a network is made from.
 
-    def step(self, batch: Batch, events: int) -> Any:
+    Attributes:
+        model: One of the framework's own models, or the user's code.
+        options: What the job says about it, such as ``{"hidden": [512, 512]}``.
+        features: The columns, and how they are normalised.
+        task: What it is to answer.
+        settings: How it is trained; every value is given.
+        group: The workers that train together.
+    """
+
+    model: Source
+    options: Mapping[str, Any]
+    features: FeatureSpec
+    task: Task
+    settings: TrainSettings
+    group: Group
+
+    @property
+    def width(self) -> int:
+        """Columns of an event."""
+        return self.features.width
+
+
+class Network(ABC):
+    """A model in training on one worker of a group: preprocessing, the layers, and what makes them learn.
+
+    It is given raw values, NaN where there is none, and answers as :class:`~mlaas_ray.core.task.Task` says.
+    """
+
+    def learn(self, epoch: Epoch) -> None:
+        """See every event of an epoch once, and learn from it; by steps, unless this is overridden."""
+        take_steps(self, epoch)
+
+    def stage(self, batch: Batch) -> Any:
+        """Bring a batch to where it is used, one step ahead of it; what is returned goes to :meth:`step`."""
+        return batch
+
+    def step(self, batch: Any, events: int) -> Any:
         """Take one optimisation step together with all ranks.
 
-        Every rank must call it equally often. The gradient is that of the sum of the weighted
-        cross-entropies of all ranks' events, divided by their number.
+        Every rank must call it equally often. The gradient is that of the sum of the weighted losses of all
+        ranks' events, divided by their number.
 
         Args:
-            batch: This rank's events; there may be none.
+            batch: This rank's events, as :meth:`stage` gave them; there may be none.
             events: Events of all ranks.
 
         Returns:
-            The predictions for the batch before the step, in the framework's own form, perhaps still being
+            The answers for the batch before the step, in the framework's own form, perhaps still being
             computed: see :meth:`collect`.
         """
+        raise NotImplementedError(f"{type(self).__name__} neither takes steps nor learns otherwise")
 
     def collect(self, steps: list[Any]) -> Floats:
-        """Return the predictions of some steps, one after the other: ``(events,)`` float32."""
+        """Return the answers of some steps, one after the other: ``(events, outputs)`` float32."""
+        raise NotImplementedError(f"{type(self).__name__} takes no steps")
 
+    @abstractmethod
     def predict(self, x: Floats) -> Floats:
-        """Return the probability of class 1 for raw values ``(events, features)``: ``(events,)`` float32."""
+        """Return the answers ``(events, outputs)`` float32 to raw values ``(events, features)``."""
 
-    def begin_epoch(self, learning_rate: float, seed: int) -> None:
-        """Set the optimiser's step size, and the seed of what is random in the network."""
+    def set_rate(self, learning_rate: float) -> None:  # noqa: B027
+        """Set the optimiser's step size."""
 
-    def settle(self) -> None:
+    def reseed(self, seed: int) -> None:  # noqa: B027
+        """Set the seed of what is random in the network, such as dropout; each rank has its own."""
+
+    def settle(self) -> None:  # noqa: B027
         """Make all ranks equal again in what no gradient moves; called by all of them after each epoch."""
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the state of network and optimiser into a folder."""
 
+    @abstractmethod
     def restore(self, folder: Path) -> None:
         """Read what :meth:`save` wrote."""
 
-    def export(self, folder: Path) -> None:
-        """Write the model file(s) of the framework's format, with the preprocessing as first layer."""
+    def warm_start(self, folder: Path) -> None:
+        """Begin with the weights of another run, from what its :meth:`save` wrote."""
+        self.restore(folder)
+
+    @abstractmethod
+    def export(self, folder: Path) -> list[str]:
+        """Write the model in its format (and in others, where there are), preprocessing included.
+
+        Returns:
+            The files written, those of the framework's ``model_format`` first.
+        """
 
 
 class Framework(Protocol):
-    """A framework: builds networks, and reads exported models back as a stranger would."""
+    """A framework: makes networks, and reads exported models back as a stranger would.
 
-    name: str
-    model_format: ModelFormat
-    kind: str
-    collective_on_gpu: str
+    Attributes:
+        name: What jobs call it.
+        models: Names of its own models; the first is used when a job names none.
+        tasks: Kinds of tasks it can be trained for.
+        defaults: Of settings that a job may leave out: ``epochs``, ``learning_rate``, ``schedule``.
+        model_format: What it exports.
+        collective_on_gpu: What ``torch.distributed`` speaks when workers have GPUs: ``nccl`` or ``gloo``.
+    """
 
-    def prepare(self, threads: int, seed: int) -> None:
-        """Set threads and seeds of this process, before anything is built."""
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def models(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def tasks(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def defaults(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def model_format(self) -> ModelFormat: ...  # noqa: D102
+    @property
+    def collective_on_gpu(self) -> str: ...  # noqa: D102
 
-    def builtin(self, name: str, width: int) -> Any:
-        """Build one of our own networks for ``width`` values."""
+    def prepare(self, threads: int, seed: int, precision: str) -> None:
+        """Set threads, seeds and precision of this process, before anything is built."""
 
-    def is_network(self, candidate: Any) -> bool:
-        """Whether a user's function returned what this framework trains."""
+    def network(self, setup: Setup) -> Network:
+        """Make a network ready for training, the same on all ranks.
 
-    def expects(self, module: Any) -> int | None:
-        """Values a row a network takes, where that can be told without running it."""
-
-    def forward(self, module: Any, rows: Floats) -> npt.NDArray[Any]:
-        """Run rows through a bare network, without training it."""
-
-    def network(
-        self, module: Any, offset: Floats, scale: Floats, group: Group, *, weight_decay: float
-    ) -> Network:
-        """Make a bare network ready for training.
-
-        Args:
-            module: The user's network, or a built-in one.
-            offset: What is taken from each value, ``(features,)``.
-            scale: What the rest is multiplied with, ``(features,)``; values that are not finite become 0.
-            group: The workers that train together.
-            weight_decay: Decoupled weight decay of AdamW.
+        Raises:
+            ModelError: When the user's model cannot be built, or does not answer as the task wants.
         """
 
-    def answer(self, folder: Path, x: Floats) -> Floats:
-        """Load an exported model afresh and return its answers ``(events,)`` for raw values."""
+    def answer(self, folder: Path, file: str, x: Floats) -> npt.NDArray[Any]:
+        """Load an exported file afresh and return its answers ``(events, outputs)`` to raw values."""
 
 
-def signature(width: int) -> Signature:
-    """Return the signature all exported models have: any number of rows of ``width`` raw values."""
+def check_parameters(setup: Setup, framework: str, known: Collection[str] = ()) -> None:
+    """Refuse what a job says in ``train.parameters`` and nobody would look at.
+
+    Raises:
+        ModelError: Naming the first that is not known.
+    """
+    for name in setup.settings.parameters:
+        if name not in known:
+            remedy = nearest(name, known) if known else "What a model is built with goes under model"
+            raise ModelError(f"train.parameters: {framework} has no parameter {name!r}", remedy)
+
+
+def signature(features: int, task: Task) -> Signature:
+    """Return the signature all exported models have: any number of rows of raw values."""
     return Signature(
-        inputs=(Tensor(name=INPUT, dtype="float32", shape=(None, width)),),
-        outputs=(Tensor(name=OUTPUT, dtype="float32", shape=(None, 1)),),
+        inputs=(Tensor(name=INPUT, dtype="float32", shape=(None, features)),),
+        outputs=(Tensor(name=OUTPUT, dtype="float32", shape=(None, task.outputs)),),
     )

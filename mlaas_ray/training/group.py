@@ -56,6 +56,17 @@ class Group:
         dist.all_gather_object(everyone, value, group=self._group)
         return everyone
 
+    def from_first_object(self, value: T) -> T:
+        """Return rank 0's object."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        found: T = box[0]
+        return found
+
     def sum(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return the sum over ranks of an array; the array itself may be overwritten."""
         if self.size == 1:

@@ -1,19 +1,17 @@
-"""The worker's loop: epochs of steps, validation, checkpoints, and at the end the export.
+"""The worker's loop: epochs of learning and judging, checkpoints, and at the end the export.
 
-It knows no framework (see :mod:`mlaas_ray.training.framework`). The workers agree by a few numbers every
-``ROUND`` steps on what each gives to each step; so they take equally many steps, however many events each
-has, and every event is seen once an epoch.
+It knows no framework (see :mod:`mlaas_ray.training.framework`). What a checkpoint holds is all there is to
+know: who starts from one goes on with the step after it, and sees the rest of the epoch's events, each once.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,260 +21,351 @@ from ray.train import Checkpoint
 
 from mlaas_ray.core import FeatureSpec
 from mlaas_ray.core.errors import EmptyDataError, ModelError
-from mlaas_ray.training.batches import Batch, share_out
-from mlaas_ray.training.check import build_network
-from mlaas_ray.training.framework import Framework, Network
+from mlaas_ray.core.task import Task
+from mlaas_ray.training.cursor import Cursor
+from mlaas_ray.training.evaluation import EVENTS, evaluate, importance, write_evaluation
+from mlaas_ray.training.events import EventSource
+from mlaas_ray.training.framework import Framework, Network, Setup
 from mlaas_ray.training.frameworks import load_framework
 from mlaas_ray.training.group import Group
-from mlaas_ray.training.metrics import Scores, cross_entropy
-from mlaas_ray.training.sample import Sampler, write_sample
-from mlaas_ray.training.settings import TrainSettings
-from mlaas_ray.training.shards import TableReader, TrainingEvents, ValidationEvents, read_tables
-from mlaas_ray.training.source import ModelSource
+from mlaas_ray.training.metrics import Scores, scores_of
+from mlaas_ray.training.progress import Mailbox
+from mlaas_ray.training.settings import EpochReport, StepReport, TrainSettings, Weighting
+from mlaas_ray.training.source import Source
+from mlaas_ray.training.state import Progress, load_state, save_state
+from mlaas_ray.training.steps import Epoch
+from mlaas_ray.training.stream import EventStream, ValidationEvents
 
-ROUND = 64
-STATE = "state.json"
-# the largest difference allowed between the exported model and the network it was made from
-EXPORT_TOLERANCE = 1e-5
+# Seconds between reports within an epoch.
+_REPORT_S = 1.0
+# Validation events that are judged at once.
+_PIECE = 65536
+# The largest difference allowed between an exported model and the network it was made from.
+EXPORT_TOLERANCE = 1e-4
+# Folder of a trained model with the state from which another run can begin.
+STATE = "state"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every worker of a run is told."""
-
-    source: ModelSource
-    framework: str
-    features: FeatureSpec
-    settings: TrainSettings
-    seed: int
-    reader: TableReader | None = None
-
-
-@dataclass
-class Progress:
-    """How far a run has come; what a checkpoint keeps beside the network's own state.
+    """What every worker of a run is told.
 
     Attributes:
-        history: One entry for each finished epoch.
-        events: Training events seen by all workers.
-        seconds: Wall time of the training parts.
-        training: Scores of the last epoch's training events, as they were seen.
-        validation: Scores of the validation events after the last epoch.
+        framework: The framework, or a user's code for one.
+        model: The model, or a user's code for one.
+        options: What the job says about the model.
+        features: The columns, and how they are normalised.
+        task: What is learnt.
+        settings: How; every value is given.
+        weighting: How weights count.
+        seed: Of initial weights, order and dropout.
+        train: Events to learn from.
+        validation: Events to judge by.
+        expected: Training events of an epoch, about; 0 for not known.
+        first_weights: Files of another run's state to begin with.
+        mailbox: Where to tell how far it has come.
     """
 
-    history: list[dict[str, float]]
-    events: int = 0
-    seconds: float = 0.0
-    training: dict[str, Any] | None = None
-    validation: dict[str, Any] | None = None
+    framework: Source
+    model: Source
+    options: Mapping[str, Any]
+    features: FeatureSpec
+    task: Task
+    settings: TrainSettings
+    weighting: Weighting
+    seed: int
+    train: EventSource
+    validation: EventSource
+    expected: int = 0
+    first_weights: Mapping[str, bytes] = field(default_factory=dict)
+    mailbox: Mailbox | None = None
 
 
 def train_worker(config: dict[str, Run]) -> None:
     """Train on this worker, together with the others of its Ray Train group."""
     run = config["run"]
-    if run.reader is not None:
-        run.reader.prepare()
-    group = Group.joined()
-    framework = load_framework(run.framework)
-    # Ray Train logs every report to the root logger, and the exporters all they do.
-    logging.getLogger().setLevel(logging.WARNING)
-    framework.prepare(threads=max(1, int(run.settings.cpus_per_worker or 1)), seed=run.seed)
-    width = run.features.width
-    network = framework.network(
-        build_network(run.source, framework, width),
-        *run.features.affine(),
-        group,
-        weight_decay=run.settings.weight_decay,
-    )
-    sampler = Sampler(width)
-    training = TrainingEvents(
-        lambda: read_tables(ray.train.get_dataset_shard("train"), run.reader),
-        width,
-        run.settings.shuffle_bytes,
-        batch_size=run.settings.batch_size,
-        group=group,
-        seed=run.seed,
-    )
-    validation = ValidationEvents(
-        lambda: sampler.watch(read_tables(ray.train.get_dataset_shard("validation"), run.reader)),
-        run.settings.shuffle_bytes // 2,
-        group=group,
-    )
-    progress = _restore(network)
-    if progress is None:
-        return  # the last checkpoint was the finished model
-    for epoch in range(len(progress.history), run.settings.epochs):
-        _epoch(epoch, run, network, training, validation, group, progress)
-        _report(network, group, progress)
-    if not sampler.seen:
-        for _ in validation:  # a restart after the last epoch
-            pass
-    _finish(framework, network, sampler, group, progress)
-
-
-def learning_rate(first: float, epoch: int, epochs: int) -> float:
-    """Return the step size of an epoch (from 0): half a cosine from ``first`` towards zero."""
-    return first * 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
-
-
-def train_epoch(
-    network: Network, events: TrainingEvents, batch_size: int, group: Group, epoch: int
-) -> Scores:
-    """Take the steps of one epoch (from 0).
-
-    Returns:
-        The scores of this rank's events, as they were when seen.
-
-    Raises:
-        ModelError: When the loss is no longer a number.
-    """
-    scores = Scores()
-    events.start(epoch)
-    pool = events.pool
-    done = 0
-    while True:
-        pool.refill()
-        offers = group.gather([pool.ready, int(pool.ended)])
-        last = bool(offers[:, 1].all())
-        plan = share_out(offers[:, 0].tolist(), batch_size, last=last, most=ROUND)
-        if len(plan) == 0 and last:
-            return scores
-        outputs, labels, weights, sizes = [], [], [], plan[:, group.rank].tolist()
-        for batch, total in zip(pool.take(sizes), plan.sum(axis=1).tolist(), strict=True):
-            outputs.append(network.step(batch, total))
-            labels.append(batch.y)
-            weights.append(batch.weight)
-        if outputs:
-            taken = Batch(network.collect(outputs)[:, None], np.concatenate(labels), np.concatenate(weights))
-            _check_finite(taken, sizes, epoch, done)
-            scores.add(taken.x[:, 0], taken.y, taken.weight)
-        done += len(sizes)
-
-
-def validate(network: Network, events: Iterable[Batch]) -> Scores:
-    """Return the scores of this rank's validation events."""
-    scores = Scores()
-    for block in events:
-        for batch in _pieces(block):
-            scores.add(network.predict(batch.x), batch.y, batch.weight)
-    return scores
-
-
-def _pieces(block: Batch, rows: int = 65536) -> Iterator[Batch]:
-    for start in range(0, len(block), rows):
-        part = slice(start, start + rows)
-        yield Batch(block.x[part], block.y[part], block.weight[part])
-
-
-def _check_finite(taken: Batch, sizes: list[int], epoch: int, done: int) -> None:
-    loss = taken.weight * cross_entropy(taken.x[:, 0], taken.y)
-    if np.isfinite(loss).all():
-        return
-    first = int(np.flatnonzero(~np.isfinite(loss))[0])
-    step = done + int(np.searchsorted(np.cumsum(sizes), first, side="right")) + 1
-    raise ModelError(
-        f"the loss is not a number in epoch {epoch + 1}, step {step}",
-        "Lower train.learning_rate, or look for weights that are not finite",
-    )
-
-
-def _epoch(
-    epoch: int,
-    run: Run,
-    network: Network,
-    training: TrainingEvents,
-    validation: ValidationEvents,
-    group: Group,
-    progress: Progress,
-) -> None:
-    """Train and validate once, and write down what came of it."""
-    settings = run.settings
-    rate = learning_rate(settings.learning_rate, epoch, settings.epochs)
-    seed = int(np.random.SeedSequence([run.seed, epoch, group.rank]).generate_state(1)[0])
-    network.begin_epoch(rate, seed)
-    begun = time.perf_counter()
-    trained = _merged(train_epoch(network, training, settings.batch_size, group, epoch), group)
-    seconds = time.perf_counter() - begun
-    if trained.events == 0:
-        raise EmptyDataError("there are no training events", "Check the selection and the split")
-    network.settle()
-    validated = _merged(validate(network, validation), group)
-    if validated.events == 0:
-        raise EmptyDataError("there are no validation events", "Enlarge split.validation")
-    progress.training, progress.validation = trained.summary(), validated.summary()
-    progress.events += trained.events
-    progress.seconds += seconds
-    progress.history.append(
-        {
-            "epoch": epoch + 1,
-            "loss": progress.training["loss"],
-            "validation_loss": progress.validation["loss"],
-            "auc": progress.validation["auc"],
-            "accuracy": progress.validation["accuracy"],
-            "events_per_s": trained.events / seconds,
-        }
-    )
-
-
-def _merged(own: Scores, group: Group) -> Scores:
-    """Add up all ranks' scores, in the order of ranks."""
-    total = Scores()
-    for scores in group.gather_objects(own):
-        total.merge(scores)
-    return total
-
-
-def _restore(network: Network) -> Progress | None:
-    """Go on where the last checkpoint was made; None when that is the finished model."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return Progress(history=[])
-    with checkpoint.as_directory() as folder:
-        state = Path(folder) / STATE
-        if not state.exists():
-            return None
-        network.restore(Path(folder))
-        return Progress(**json.loads(state.read_text()))
-
-
-def _report(network: Network, group: Group, progress: Progress) -> None:
-    """Report an epoch, with a checkpoint by rank 0."""
+    run.train.prepare()
+    run.validation.prepare()
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if group.rank == 0:
-            network.save(Path(folder))
-            (Path(folder) / STATE).write_text(json.dumps(vars(progress)))
-            checkpoint = Checkpoint.from_directory(folder)
-        ray.train.report({"epoch": progress.history[-1]}, checkpoint=checkpoint)
+        _Worker(run, Path(folder)).work()
 
 
-def _finish(
-    framework: Framework, network: Network, sampler: Sampler, group: Group, progress: Progress
-) -> None:
-    """Export on rank 0, compare what was exported with the network, and report it as the last checkpoint."""
-    sample = sampler.chosen(group)
-    with tempfile.TemporaryDirectory() as name:
-        folder, checkpoint, result = Path(name), None, {}
-        if group.rank == 0:
-            prediction = network.predict(sample["x"])
-            network.export(folder)
-            difference = export_difference(framework, folder, sample["x"], prediction)
-            write_sample(folder, sample, prediction)
-            checkpoint = Checkpoint.from_directory(folder)
-            result = {**vars(progress), "export_difference": difference}
-        ray.train.report({"result": result}, checkpoint=checkpoint)
+class _Worker:
+    """One worker, from its start to its end.
+
+    Args:
+        run: What it is told.
+        best: Folder for the state of the best epoch's network; on rank 0.
+    """
+
+    def __init__(self, run: Run, best: Path) -> None:
+        self.run = run
+        self.group = Group.joined()
+        self._best = best
+        # Ray Train logs every report to the root logger, and the exporters all they do.
+        logging.getLogger().setLevel(logging.WARNING)
+        self.framework = load_framework(run.framework)
+        settings = run.settings
+        self.framework.prepare(max(1, int(settings.cpus_per_worker or 1)), run.seed, settings.precision)
+        setup = Setup(run.model, run.options, run.features, run.task, settings, self.group)
+        self.network: Network = self.framework.network(setup)
+        self.stream = EventStream(
+            run.train,
+            run.features.width,
+            settings.shuffle_bytes,
+            targets=run.task.target_shape,
+            seed=run.seed,
+            group=self.group,
+        )
+        self.validation = ValidationEvents(run.validation, settings.shuffle_bytes // 2, group=self.group)
+        self.progress = Progress(Cursor.start(0))
+        self._epochs = settings.epochs or 1
+        self._told = (time.monotonic(), 0)
+
+    def work(self) -> None:
+        """Train, judge, and export."""
+        if not self._restore():
+            return  # the last checkpoint was the finished model
+        try:
+            while self.progress.cursor.epoch < self._epochs and not self.progress.stopped:
+                self._epoch()
+        finally:
+            self.stream.close()
+        self._finish()
+
+    def _restore(self) -> bool:
+        """Go on where the last checkpoint was made; False when that is the finished model."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            if self.run.first_weights:
+                with _written(self.run.first_weights) as folder:
+                    self.network.warm_start(folder)
+            return True
+        with checkpoint.as_directory() as folder:
+            found = load_state(Path(folder), self.run.task, self.network, self._best)
+        if found is not None:
+            self.progress = found
+        return found is not None
+
+    def _epoch(self) -> None:
+        """Train what is left of an epoch, judge, and report."""
+        progress = self.progress
+        self.stream.start(progress.cursor)
+        epoch = self._begun(progress.cursor.epoch)
+        self._reseed(epoch)
+        began, events = time.perf_counter(), epoch.events
+        saving, waited = progress.seconds["saving"], self.stream.waited
+        self.network.learn(epoch)
+        training = time.perf_counter() - began - (progress.seconds["saving"] - saving)
+        spent = self._spent(training, self.stream.waited - waited, epoch.computed)
+        trained = self._merged(epoch.scores)
+        if trained.events == 0:
+            raise EmptyDataError("there are no training events", "Check the selection and the split")
+        self.network.settle()
+        judged = self._judged()
+        progress.training, progress.validation = trained.summary(), judged.summary()
+        progress.events += trained.events
+        seconds = time.perf_counter() - began
+        entry = self._entry(epoch, events, spent, seconds)
+        progress.history.append(entry)
+        if progress.judge(entry, self.run.settings) and self.group.rank == 0:
+            self.network.save(self._best)
+        progress.begin(self.stream.following())
+        self._checkpoint()
+        self._post(
+            EpochReport(**entry, epochs=self._epochs, left_s=seconds * (self._epochs - epoch.number - 1))
+        )
+
+    def _begun(self, number: int) -> Epoch:
+        """Return an epoch as far as it has come."""
+        run, progress = self.run, self.progress
+        scores = scores_of(run.task)
+        if progress.scores is not None and self.group.rank == 0:
+            scores = progress.scores  # of all ranks, before
+        epoch = Epoch(
+            number=number,
+            task=run.task,
+            stream=self.stream,
+            group=self.group,
+            batch_size=run.settings.batch_size,
+            weighting=run.weighting,
+            scores=scores,
+            rate=self._rate,
+            every_steps=run.settings.checkpoint.every_steps,
+            on_round=lambda due: self._between(epoch, due),
+            on_loss=lambda step: self._diverged(number, step),
+            steps=progress.steps,
+            events=progress.epoch_events,
+        )
+        self._told = (time.monotonic(), epoch.events)
+        return epoch
+
+    def _between(self, epoch: Epoch, due: bool) -> None:
+        """Between rounds of steps: write a checkpoint that is due, and tell how far it is."""
+        progress = self.progress
+        if due:
+            progress.steps, progress.epoch_events = epoch.steps, epoch.events
+            progress.cursor = self.stream.cursor()
+            progress.scores = self._merged(epoch.scores)
+            self._checkpoint()
+            self._reseed(epoch)
+        now, (before, events) = time.monotonic(), self._told
+        if self.group.rank == 0 and now - before >= _REPORT_S:
+            rate = (epoch.events - events) / (now - before)
+            loss = epoch.recent_loss()
+            expected = self._expected
+            self._post(StepReport(epoch.number + 1, self._epochs, epoch.events, expected, loss, rate))
+            self._told = (now, epoch.events)
+
+    @property
+    def _expected(self) -> int:
+        """Events of an epoch, as far as that is known."""
+        progress = self.progress
+        return self.run.expected or progress.events // max(1, len(progress.history))
+
+    def _rate(self, events: int) -> float:
+        """Return the step size after so many events of the epoch."""
+        settings, progress = self.run.settings, self.progress
+        share = min(1.0, events / self._expected) if self._expected else 0.0
+        passed = progress.cursor.epoch + share
+        return (settings.learning_rate or 0.0) * settings.rates.rate(passed, self._epochs, progress.drops)
+
+    def _reseed(self, epoch: Epoch) -> None:
+        """Give dropout a seed that who goes on from here will find again."""
+        key = [self.run.seed, epoch.number, epoch.steps, self.group.rank]
+        self.network.reseed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def _diverged(self, epoch: int, step: int) -> ModelError:
+        checkpoint = ray.train.get_checkpoint()
+        last = f"; the last good checkpoint is {checkpoint.path}" if checkpoint is not None else ""
+        return ModelError(
+            f"the loss is not a number in epoch {epoch + 1}, step {step}{last}",
+            "Lower train.learning_rate, set train.clip, or look for weights that are not finite",
+        )
+
+    def _spent(self, *seconds: float) -> dict[str, float]:
+        """Add to the record what an epoch's training took the slowest worker."""
+        slowest = np.max(self.group.gather([int(1e6 * one) for one in seconds]), axis=0) / 1e6
+        spent = dict(zip(("training", "waiting", "computing"), slowest.tolist(), strict=True))
+        for name, value in spent.items():
+            self.progress.seconds[name] += value
+        return spent
+
+    def _entry(self, epoch: Epoch, before: int, spent: dict[str, float], seconds: float) -> dict[str, Any]:
+        """Return what the history tells of an epoch."""
+        assert self.progress.training is not None
+        assert self.progress.validation is not None
+        judged = dict(self.progress.validation)
+        training = max(spent["training"], 1e-9)
+        return {
+            "epoch": epoch.number + 1,
+            "loss": self.progress.training["loss"],
+            "validation_loss": judged.pop("loss"),
+            "scores": {name: value for name, value in judged.items() if name != "events"},
+            "learning_rate": self._rate(epoch.events),
+            "events_per_s": (epoch.events - before) / training,
+            "seconds": seconds,
+            "waited": min(1.0, spent["waiting"] / training),
+        }
+
+    def _judged(self) -> Scores:
+        """Return the scores of the validation events, of all ranks."""
+        begun = time.perf_counter()
+        scores = scores_of(self.run.task)
+        for events in self.validation:
+            for start in range(0, len(events), _PIECE):
+                part = events[slice(start, start + _PIECE)]
+                weight = self.run.weighting.of(part.y, part.weight)
+                scores.add(self.network.predict(part.x), part.y, weight)
+        total = self._merged(scores)
+        if total.events == 0:
+            raise EmptyDataError("there are no validation events", "Enlarge split.validation")
+        self.progress.seconds["judging"] += time.perf_counter() - begun
+        return total
+
+    def _merged(self, own: Scores) -> Scores:
+        """Add up all ranks' scores, in the order of ranks."""
+        total = scores_of(self.run.task)
+        for scores in self.group.gather_objects(own):
+            total.merge(scores)
+        return total
+
+    def _checkpoint(self) -> None:
+        """Report, with a checkpoint by rank 0."""
+        begun = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if self.group.rank == 0:
+                save_state(Path(folder), self.progress, self.network, self._best)
+                checkpoint = Checkpoint.from_directory(folder)
+            ray.train.report({}, checkpoint=checkpoint)
+        self.progress.seconds["saving"] += time.perf_counter() - begun
+
+    def _post(self, report: EpochReport | StepReport) -> None:
+        if self.run.mailbox is not None and self.group.rank == 0:
+            self.run.mailbox.post(report)
+
+    def _finish(self) -> None:
+        """Ask the network about all there is, export it on rank 0, and report it as the last checkpoint."""
+        run, progress = self.run, self.progress
+        files = self.group.from_first_object(_read(self._best))
+        if files:
+            with _written(files) as folder:
+                self.network.warm_start(folder)
+        asked = (run.features, run.task, run.weighting, self.group)
+        judged = evaluate(self.network, run.validation, *asked)
+        trained = evaluate(self.network, run.train, *asked, most=EVENTS)
+        needed = importance(self.network, judged.sample, *asked)
+        with tempfile.TemporaryDirectory() as name:
+            folder, checkpoint, result = Path(name), None, {}
+            if self.group.rank == 0:
+                differences = export(self.framework, self.network, folder, judged.sample["x"])
+                (folder / STATE).mkdir()
+                self.network.save(folder / STATE)
+                write_evaluation(folder, judged, trained)
+                checkpoint = Checkpoint.from_directory(folder)
+                result = {
+                    "history": progress.history,
+                    "events": progress.events,
+                    "seconds": progress.seconds,
+                    "training": progress.training,
+                    "validation": judged.scores.summary(),
+                    "best_epoch": progress.best and progress.best["epoch"],
+                    "export_difference": differences,
+                    "importance": needed,
+                }
+            ray.train.report({"result": result}, checkpoint=checkpoint)
 
 
-def export_difference(framework: Framework, folder: Path, x: Any, prediction: Any) -> float:
-    """Load an exported model afresh and return the largest difference to the network's own predictions.
+def export(framework: Framework, network: Network, folder: Path, x: Any) -> dict[str, float]:
+    """Export a network, load each file afresh, and return the largest differences to its own answers.
 
     Raises:
-        ModelError: When it is over ``EXPORT_TOLERANCE``.
+        ModelError: When one is over ``EXPORT_TOLERANCE``, in deviations of what the network answers where
+            that is more than 1.
     """
-    difference = float(np.max(np.abs(framework.answer(folder, x) - prediction), initial=0.0))
-    if not difference <= EXPORT_TOLERANCE:
-        raise ModelError(
-            f"the exported model's answers differ by up to {difference:.2g} from the network's",
-            "Leave out layers that behave at random, or otherwise, outside training",
-        )
-    return difference
+    own = network.predict(x)
+    scale = max(1.0, float(np.abs(own).max(initial=0.0)))
+    differences = {}
+    for file in network.export(folder):
+        answers = framework.answer(folder, file, x)
+        differences[file] = float(np.max(np.abs(answers - own), initial=0.0))
+        if not differences[file] <= EXPORT_TOLERANCE * scale:
+            raise ModelError(
+                f"the exported {file} answers otherwise than the network, by up to {differences[file]:.2g}",
+                "Leave out layers that behave at random, or otherwise, outside training",
+            )
+    return differences
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@contextmanager
+def _written(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """Give a folder that holds some files, for a while."""
+    with tempfile.TemporaryDirectory() as name:
+        for file, content in files.items():
+            (Path(name) / file).write_bytes(content)
+        yield Path(name)

@@ -1,77 +1,230 @@
-"""Scores: loss, accuracy and area under the ROC curve of a binary classifier, over any number of workers.
+"""Scores: what predictions are worth, over any number of events and workers; memory is bounded.
 
-Memory is bounded however many events there are: the ROC curve is kept as weights per distinct score. While
-there are at most ``LIMIT`` distinct scores the area is exact; beyond, neighbouring scores are merged by
-dropping the last bits of their float32 (counted from 0 below one half and from 1 above it, so that scores
-close to certainty stay apart), which changes the area by far less than 1e-4.
+ROC curves are kept as weights per distinct score. While there are at most ``LIMIT`` of them the area is
+exact; beyond, neighbouring scores are merged by dropping the last bits of their float32 (counted from 0 below
+one half and from 1 above it, so that scores close to certainty stay apart), which changes the area by far
+less than 1e-4.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from mlaas_ray.core.task import Task
+
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 LIMIT = 1 << 19
 EPSILON = 1e-7
+# Where the Huber loss turns from squares to absolute values, in deviations of the target.
+HUBER = 1.0
 
 _HALF = int(np.float32(0.5).view(np.int32))
 
 
-def cross_entropy(prediction: Floats, y: Floats) -> npt.NDArray[np.float64]:
-    """Return the binary cross-entropy of each event, ``(events,)``."""
-    p = np.clip(prediction.astype(np.float64), EPSILON, 1 - EPSILON)
-    return -np.where(y > 0.5, np.log(p), np.log1p(-p))
+def losses(task: Task, prediction: Floats, y: Floats) -> Doubles:
+    """Return the loss of each event, ``(events,)``, as it is minimised.
+
+    Args:
+        task: What was to be learnt.
+        prediction: The model's answers ``(events, outputs)``.
+        y: Class numbers or targets.
+    """
+    answers = prediction.astype(np.float64)
+    if task.kind == "binary":
+        p = np.clip(answers[:, 0], EPSILON, 1 - EPSILON)
+        return np.asarray(-np.where(y > 0.5, np.log(p), np.log1p(-p)))
+    if task.kind == "multiclass":
+        p = np.take_along_axis(answers, y.astype(np.int64)[:, None], axis=1)[:, 0]
+        return np.asarray(-np.log(np.clip(p, EPSILON, 1.0)))
+    apart = (answers - y.reshape(answers.shape)) / np.asarray(task.scale)
+    return np.asarray(_regression_loss(task, apart).mean(axis=1))
 
 
-@dataclass
-class Scores:
-    """Sums over events that give loss, accuracy and AUC.
+def _regression_loss(task: Task, apart: Doubles) -> Doubles:
+    size = np.abs(apart)
+    if task.loss == "mae":
+        return size
+    if task.loss == "huber":
+        return np.where(size < HUBER, 0.5 * apart**2, HUBER * (size - 0.5 * HUBER))
+    return apart**2
+
+
+class Scores(Protocol):
+    """Sums over events that tell what predictions are worth."""
+
+    events: int
+
+    def add(self, prediction: Floats, y: Floats, weight: Floats) -> None:
+        """Count events: answers ``(events, outputs)``, class numbers or targets, weights ``(events,)``."""
+
+    def merge(self, other: Self) -> None:
+        """Count another worker's events too."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return ``loss``, ``events`` and what the task is judged by."""
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all that was counted."""
+
+    def load(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Take over what :meth:`arrays` gave."""
+
+
+def scores_of(task: Task) -> Scores:
+    """Return empty scores for a task."""
+    return TargetScores(task) if task.kind == "regression" else ClassScores(task)
+
+
+class _Sums:
+    """What all scores count.
 
     Attributes:
         events: Events counted.
         weight: Sum of their weights.
-        loss: Weighted sum of the cross-entropy.
-        right: Sum of the weights of the events on the right side of 0.5.
-        roc: Weights of background and signal by score.
+        loss: Weighted sum of their losses.
     """
 
-    events: int = 0
-    weight: float = 0.0
-    loss: float = 0.0
-    right: float = 0.0
-    roc: RocCounts = field(default_factory=lambda: RocCounts())
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.events = 0
+        self.weight = 0.0
+        self.loss = 0.0
 
-    def add(self, prediction: Floats, y: Floats, weight: Floats) -> None:
-        """Count some events; each array is ``(events,)``."""
-        w = weight.astype(np.float64)
+    def _count(self, prediction: Floats, y: Floats, w: Doubles) -> None:
         self.events += len(y)
         self.weight += float(w.sum())
-        self.loss += float(w @ cross_entropy(prediction, y))
-        self.right += float(w @ ((prediction > 0.5) == (y > 0.5)))
-        self.roc.add(prediction, y, w)
+        self.loss += float(w @ losses(self.task, prediction, y))
 
-    def merge(self, other: Scores) -> None:
-        """Count another worker's events too."""
+    def _merge(self, other: _Sums) -> None:
         self.events += other.events
         self.weight += other.weight
         self.loss += other.loss
+
+    def _mean(self, total: float) -> float:
+        return total / self.weight if self.weight else 0.0
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all that was counted."""
+        return {"sums": np.array([self.events, self.weight, self.loss])}
+
+    def load(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Take over what :meth:`arrays` gave."""
+        events, self.weight, self.loss = arrays["sums"].tolist()
+        self.events = int(events)
+
+
+class ClassScores(_Sums):
+    """Loss, accuracy and area under the ROC curve, over classes the mean of each against the others."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.right = 0.0
+        self.rocs = [RocCounts() for _ in range(task.outputs)]
+
+    def add(self, prediction: Floats, y: Floats, weight: Floats) -> None:
+        """Count some events; see :class:`Scores`."""
+        w = weight.astype(np.float64)
+        self._count(prediction, y, w)
+        if self.task.kind == "binary":
+            self.right += float(w @ ((prediction[:, 0] > 0.5) == (y > 0.5)))
+            self.rocs[0].add(prediction[:, 0], y, w)
+            return
+        self.right += float(w @ (prediction.argmax(axis=1) == y)) if len(y) else 0.0
+        for number, roc in enumerate(self.rocs):
+            roc.add(prediction[:, number], (y == number).astype(np.float32), w)
+
+    def merge(self, other: ClassScores) -> None:
+        """Count another worker's events too."""
+        self._merge(other)
         self.right += other.right
-        self.roc.merge(other.roc)
+        for own, theirs in zip(self.rocs, other.rocs, strict=True):
+            own.merge(theirs)
 
     def summary(self) -> dict[str, Any]:
-        """Return ``auc``, ``loss``, ``accuracy`` (0.5, 0, 0 when nothing was counted), ``events``."""
-        scale = 1.0 / self.weight if self.weight else 0.0
+        """Return ``auc`` (0.5 without two classes), ``loss``, ``accuracy`` and ``events``."""
         return {
-            "auc": self.roc.area(),
-            "loss": self.loss * scale,
-            "accuracy": self.right * scale,
+            "auc": float(np.mean([roc.area() for roc in self.rocs])),
+            "loss": self._mean(self.loss),
+            "accuracy": self._mean(self.right),
             "events": self.events,
         }
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all that was counted."""
+        rocs = {
+            f"{name}_{number}": values
+            for number, roc in enumerate(self.rocs)
+            for name, values in roc.arrays().items()
+        }
+        return {**super().arrays(), "right": np.array(self.right), **rocs}
+
+    def load(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Take over what :meth:`arrays` gave."""
+        super().load(arrays)
+        self.right = float(arrays["right"])
+        for number, roc in enumerate(self.rocs):
+            roc.load(*(arrays[f"{name}_{number}"] for name in ("keys", "weights", "shift")))
+
+
+class TargetScores(_Sums):
+    """Loss, mean absolute and root mean square error, and the share of the variance that is explained."""
+
+    _counted = ("absolute", "squares", "first", "second")
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        count = len(task.names)
+        self.absolute, self.squares = np.zeros(count), np.zeros(count)
+        # of the targets, about the task's offset: sums that do not lose digits
+        self.first, self.second = np.zeros(count), np.zeros(count)
+
+    def add(self, prediction: Floats, y: Floats, weight: Floats) -> None:
+        """Count some events; see :class:`Scores`."""
+        w = weight.astype(np.float64)
+        self._count(prediction, y, w)
+        truth = y.reshape(prediction.shape).astype(np.float64)
+        apart = prediction - truth
+        about = truth - np.asarray(self.task.offset)
+        self.absolute += w @ np.abs(apart)
+        self.squares += w @ apart**2
+        self.first += w @ about
+        self.second += w @ about**2
+
+    def merge(self, other: TargetScores) -> None:
+        """Count another worker's events too."""
+        self._merge(other)
+        for name in self._counted:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def summary(self) -> dict[str, Any]:
+        """Return ``r2``, ``loss``, ``mae``, ``rmse`` (of several targets the means) and ``events``."""
+        weight = self.weight or 1.0
+        variance = self.second / weight - (self.first / weight) ** 2
+        unexplained = self.squares / weight
+        known = variance > 0
+        r2 = 1.0 - unexplained[known] / variance[known]
+        return {
+            "r2": float(r2.mean()) if known.any() else 0.0,
+            "loss": self._mean(self.loss),
+            "mae": float((self.absolute / weight).mean()),
+            "rmse": float(np.sqrt(unexplained).mean()),
+            "events": self.events,
+        }
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all that was counted."""
+        return {**super().arrays(), "targets": np.stack([getattr(self, name) for name in self._counted])}
+
+    def load(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Take over what :meth:`arrays` gave."""
+        super().load(arrays)
+        for name, values in zip(self._counted, arrays["targets"], strict=True):
+            setattr(self, name, values)
 
 
 class RocCounts:
@@ -102,6 +255,14 @@ class RocCounts:
         self._keys >>= shift - self._shift
         self._shift = shift
         self._insert(other._keys >> (shift - other._shift), other._sums)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all that was counted."""
+        return {"keys": self._keys, "weights": self._sums, "shift": np.array(self._shift)}
+
+    def load(self, keys: npt.NDArray[Any], weights: npt.NDArray[Any], shift: npt.NDArray[Any]) -> None:
+        """Take over what :meth:`arrays` gave."""
+        self._keys, self._sums, self._shift = keys, weights, int(shift)
 
     def area(self) -> float:
         """Return the weighted area under the ROC curve, ties counted half; 0.5 without both classes."""

@@ -1,4 +1,4 @@
-"""ModelSource: where a network comes from, in a form that travels to workers which lack the user's file."""
+"""Source: where a user's code comes from, in a form that travels to workers which lack the file."""
 
 from __future__ import annotations
 
@@ -8,82 +8,103 @@ import linecache
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlaas_ray.core.errors import ModelError, nearest
 
-BUILTIN = ("mlp",)
 
-_CONTRACT = "Define a function model(input_dim) in it that returns the network"
+@dataclass(frozen=True)
+class Contract:
+    """What code of a user's is to provide.
+
+    Attributes:
+        what: What it is, for messages: ``model``.
+        function: Name of the function a file must have.
+        usage: How to write one.
+    """
+
+    what: str
+    function: str
+    usage: str
+
+
+MODEL = Contract("model", "model", "Define a function model(input_dim) in it that returns the network")
+FRAMEWORK = Contract(
+    "framework", "framework", "Define a function framework() in it that returns the framework"
+)
 
 
 @dataclass(frozen=True)
-class ModelSource:
-    """A built-in name, the text of a user's file, or ``package.module:function``.
+class Source:
+    """A name of ours, the text of a user's file, or ``package.module:function``.
 
     Attributes:
-        name: What the user wrote; messages call the model by it.
-        path: The user's file, absolute; empty when the model is no file.
+        name: What the user wrote; messages call it by that.
+        contract: What it is to provide.
+        path: The user's file, absolute; empty when it is no file.
         text: The file's content, so that it need not exist where the workers run.
     """
 
     name: str
+    contract: Contract
     path: str = ""
     text: str = ""
 
     @classmethod
-    def locate(cls, model: str) -> ModelSource:
-        """Find a model by the name a user gave; a file is read here, once.
+    def locate(cls, name: str, contract: Contract, known: Sequence[str] = ()) -> Source:
+        """Find code by the name a user gave; a file is read here, once.
 
         Args:
-            model: ``mlp``, a path that ends in ``.py``, or ``package.module:function``.
+            name: One of ours, a path that ends in ``.py``, or ``package.module:function``.
+            contract: What it is to provide.
+            known: Names of ours.
 
         Raises:
-            ModelError: For a file that cannot be read, and a name that is none of these.
+            ModelError: For a name that is none of these, and a file that cannot be read.
         """
-        if model in BUILTIN or (":" in model and os.sep not in model and not model.endswith(".py")):
-            return cls(model)
-        if not model.endswith(".py") and os.sep not in model:
+        what = contract.what
+        if name in known or (":" in name and os.sep not in name and not name.endswith(".py")):
+            return cls(name, contract)
+        if not name.endswith(".py"):
             raise ModelError(
-                f"no model {model!r}",
-                f"{nearest(model, BUILTIN)} (or give my_model.py, or package.module:function)",
+                f"no {what} {name!r}",
+                f"{nearest(name, known)} (or give my_{what}.py, or package.module:function)".strip(),
             )
-        path = Path(model).expanduser().absolute()
+        path = Path(name).expanduser().absolute()
         try:
-            return cls(model, str(path), path.read_text())
+            return cls(name, contract, str(path), path.read_text())
         except FileNotFoundError:
-            raise ModelError(f"no model file {path}", "Check the path, or use the built-in mlp") from None
+            ours = f", or use one of ours: {', '.join(known)}" if known else ""
+            raise ModelError(f"no {what} file {path}", f"Check the path{ours}") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"cannot read the model file {path}: {error}", _CONTRACT) from None
+            raise ModelError(f"cannot read the {what} file {path}: {error}", contract.usage) from None
 
     @property
     def builtin(self) -> bool:
         """Whether it is one of ours."""
-        return self.name in BUILTIN
+        return not self.path and ":" not in self.name
 
-    def builder(self) -> Callable[[int], Any] | None:
-        """Return the user's function ``model(input_dim)``; None for a built-in model.
+    def function(self) -> Callable[..., Any]:
+        """Return the user's function.
 
         Raises:
             ModelError: When the code does not run (naming file and line) or has no such function.
         """
-        if self.builtin:
-            return None
-        module_name, _, function_name = ("", "", "model") if self.path else self.name.partition(":")
+        module_name, _, name = ("", "", self.contract.function) if self.path else self.name.partition(":")
         try:
             module = self._execute() if self.path else importlib.import_module(module_name)
         except (Exception, SystemExit) as error:
-            raise ModelError(f"{self.where(error)}: {one_line(error)}", "Correct the model's code") from None
-        function = getattr(module, function_name, None)
+            raise ModelError(f"{self.where(error)}: {one_line(error)}", "Correct the code") from None
+        function = getattr(module, name, None)
         if not callable(function):
-            raise ModelError(f"{self.name} has no function {function_name!r}", _CONTRACT)
+            raise ModelError(f"{self.name} has no function {name!r}", self.contract.usage)
         return function  # type: ignore[no-any-return]
 
     def where(self, error: BaseException) -> str:
-        """Return the model's name, with the line of its file where the error arose."""
+        """Return its name, with the line of its file where the error arose."""
         line: int | None = None
         if isinstance(error, SyntaxError) and error.filename == self.path:
             line = error.lineno
@@ -97,7 +118,7 @@ class ModelSource:
     def _execute(self) -> types.ModuleType:
         """Run the file's text as a module of a name nobody else uses."""
         digest = hashlib.sha256(f"{self.path}\n{self.text}".encode()).hexdigest()[:16]
-        name = f"mlaas_user_model_{digest}"
+        name = f"mlaas_user_{self.contract.what}_{digest}"
         module = types.ModuleType(name)
         module.__file__ = self.path
         # For tracebacks, and for frameworks that look at a function's source (Keras, TorchScript).

@@ -9,21 +9,24 @@ import pytest
 
 from mlaas_ray.core import FeatureSpec, MlaasError
 from mlaas_ray.core.errors import JobError, ModelError
+from mlaas_ray.core.task import Task
 from mlaas_ray.training import check_model
 
 TORCH = "from torch import nn\n\n\ndef model(n):\n    return {}\n"
 KERAS = "from keras import Sequential, layers\n\n\ndef model(n):\n    return {}\n"
 
 
-def build(framework: str, path: str) -> str:
-    from mlaas_ray.training.check import build_network
-    from mlaas_ray.training.frameworks import load_framework
-    from mlaas_ray.training.source import ModelSource
+def build(framework: str, path: str, features: Any, task: Any, options: Any) -> str:
+    from mlaas_ray.training.check import build as make
+    from mlaas_ray.training.framework import Setup
+    from mlaas_ray.training.frameworks import find_model, load_framework
+    from mlaas_ray.training.group import Group
+    from mlaas_ray.training.settings import TrainSettings
 
     chosen = load_framework(framework)
-    chosen.prepare(threads=1, seed=0)
+    settings = TrainSettings().filled(chosen.defaults)
     try:
-        build_network(ModelSource.locate(path), chosen, 5)
+        make(chosen, Setup(find_model(path, chosen), options, features, task, settings, Group()))
     except MlaasError as error:
         return str(error)
     return "good"
@@ -42,10 +45,14 @@ def build(framework: str, path: str) -> str:
             "nn.Sequential(nn.Linear(n, 2), nn.Sigmoid())",
             "answers with shape (events, 2), not (events, 1)",
         ),
-        ("torch", "nn.Linear(n, 1)", "answers outside [0, 1]. End the network with a sigmoid."),
+        (
+            "torch",
+            "nn.Linear(n, 1)",
+            "answers outside [0, 1]. End the network with one output and a sigmoid.",
+        ),
         ("torch", "[nn.Linear(n, 1)]", "returned builtins.list, no torch.nn.Module"),
         ("torch", "nn.Linear(n, 'one')", "my_model.py, line 5: model(5) failed with TypeError"),
-        ("torch", "nn.Bilinear(n, n, 1)", "the network fails on events of 5 values with TypeError"),
+        ("torch", "nn.Bilinear(n, 7, 1)", "the network fails on events of 5 values with RuntimeError"),
         ("torch", "nn.Sequential(nn.LazyLinear(1), nn.Sigmoid())", "good"),
         (
             "keras",
@@ -63,11 +70,79 @@ def build(framework: str, path: str) -> str:
     ],
 )
 def test_a_model_that_will_not_do_is_refused_with_what_to_do(
-    in_a_process: Callable[..., Any], tmp_path: Path, framework: str, network: str, message: str
+    in_a_process: Callable[..., Any],
+    toy_features: FeatureSpec,
+    tmp_path: Path,
+    framework: str,
+    network: str,
+    message: str,
 ) -> None:
     file = tmp_path / "my_model.py"
     file.write_text((TORCH if framework == "torch" else KERAS).format(network))
-    assert message in in_a_process(framework, build, framework, str(file))
+    assert message in in_a_process(framework, build, framework, str(file), toy_features, Task(), {})
+
+
+THREE = Task(kind="multiclass", names=("a", "b", "c"))
+MASS = Task(kind="regression", names=("mass",))
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "options", "message"),
+    [
+        ("nn.Sequential(nn.Linear(n, 3), nn.Softmax(1))", THREE, {}, "good"),
+        ("nn.Sequential(nn.Linear(n, 1), nn.Sigmoid())", THREE, {}, "(events, 1), not (events, 3). End"),
+        ("nn.Sequential(nn.Linear(n, 3), nn.Sigmoid())", THREE, {}, "do not come to 1. End the network"),
+        ("nn.Linear(n, 1)", MASS, {}, "good"),
+        ("nn.Sequential(nn.Linear(n, 1), nn.Sigmoid())", Task(), {"width": 3}, "no argument 'width'"),
+    ],
+)
+def test_the_ending_must_fit_the_task(
+    in_a_process: Callable[..., Any],
+    toy_features: FeatureSpec,
+    tmp_path: Path,
+    text: str,
+    task: Task,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    file = tmp_path / "my_model.py"
+    file.write_text(TORCH.format(text))
+    assert message in in_a_process("torch", build, "torch", str(file), toy_features, task, options)
+
+
+def test_a_model_is_given_what_it_asks_for(
+    in_a_process: Callable[..., Any], toy_features: FeatureSpec, tmp_path: Path
+) -> None:
+    file = tmp_path / "my_model.py"
+    file.write_text(
+        "from torch import nn\n\n"
+        "def model(input_dim, outputs, features, nodes=1):\n"
+        "    assert (outputs, features.width, nodes) == (3, input_dim, 7)\n"
+        "    return nn.Sequential(nn.Linear(input_dim, nodes), nn.Linear(nodes, outputs), nn.Softmax(1))\n"
+    )
+    told = in_a_process("torch", build, "torch", str(file), toy_features, THREE, {"nodes": 7})
+    assert told == "good"
+
+
+@pytest.mark.parametrize(
+    ("framework", "model", "options", "message"),
+    [
+        ("torch", "mlp", {"hiden": [3]}, "unknown key 'hiden' in model mlp. Did you mean 'hidden'"),
+        ("torch", "deepsets", {}, "the model deepsets needs jagged branches"),
+        ("keras", "cnn", {}, "the model cnn needs images"),
+        ("xgboost", "trees", {"depth": 3}, "the model 'trees' has no option 'depth'. Write it into"),
+    ],
+)
+def test_models_of_ours_refuse_what_they_cannot_do(
+    in_a_process: Callable[..., Any],
+    toy_features: FeatureSpec,
+    framework: str,
+    model: str,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    told = in_a_process(framework, build, framework, model, toy_features, Task(), options)
+    assert message in told
 
 
 def test_the_check_leaves_no_framework_in_this_process(

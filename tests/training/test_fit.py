@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mlaas_ray.core import FeatureSpec, MlaasError
 from mlaas_ray.core.errors import EmptyDataError, FileUnreadableError, ModelError
 from mlaas_ray.training import EpochReport, TrainedModel, TrainSettings, fit
 from mlaas_ray.training.fit import cpu_share, unwrap
+from tests.training.conftest import toy_table
 
 Make = Callable[..., tuple[Any, Any]]
 
@@ -35,6 +36,21 @@ class Layers(nn.Sequential):
 
 def model(n):
     return Layers(nn.Linear(n, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1), nn.Sigmoid())
+"""
+
+# Answers NaN in its 50th step: the third of the second epoch.
+DIVERGES = """
+from torch import nn
+
+class Layers(nn.Sequential):
+    steps = 0
+
+    def forward(self, x):
+        Layers.steps += self.training
+        return super().forward(x) * (float("nan") if Layers.steps == 50 else 1.0)
+
+def model(n):
+    return Layers(nn.Linear(n, 1), nn.Sigmoid())
 """
 
 
@@ -60,8 +76,9 @@ def one_worker(
     )
 
 
-def test_the_trained_model_lies_on_storage_with_its_sample(one_worker: TrainedModel) -> None:
-    assert sorted(path.name for path in one_worker.folder.iterdir()) == ["model.onnx", "sample.npz"]
+def test_the_trained_model_lies_on_storage_with_all_that_a_package_wants(one_worker: TrainedModel) -> None:
+    files = {path.name for path in one_worker.folder.iterdir() if not path.name.startswith(".")}
+    assert files == {"model.onnx", "model.pt2", "sample.npz", "evaluation.npz", "state"}
     assert one_worker.model_format == "onnx"
     assert one_worker.signature.width == 5
     assert one_worker.events == 4 * 3000
@@ -69,8 +86,12 @@ def test_the_trained_model_lies_on_storage_with_its_sample(one_worker: TrainedMo
     assert one_worker.metrics["validation"]["events"] == 601
     assert one_worker.metrics["training"]["events"] == 3000
     assert one_worker.metrics["validation"]["auc"] > 0.78
-    assert one_worker.metrics["export_difference"] <= 1e-5
+    assert one_worker.metrics["export_difference"].keys() == {"model.onnx", "model.pt2"}
+    assert max(one_worker.metrics["export_difference"].values()) <= 1e-5
     assert [entry["epoch"] for entry in one_worker.metrics["history"]] == [1, 2, 3, 4]
+    assert set(one_worker.metrics["importance"]) == {"v0", "v1", "v2", "v3", "v4"}
+    # v2 separates best, by one deviation; v0 not at all
+    assert one_worker.metrics["importance"]["v2"][1] > 0.05 > abs(one_worker.metrics["importance"]["v0"][1])
 
 
 def test_another_program_gets_the_sample_s_answers_from_the_file(one_worker: TrainedModel) -> None:
@@ -81,7 +102,7 @@ def test_another_program_gets_the_sample_s_answers_from_the_file(one_worker: Tra
         x, prediction = sample["x"], sample["prediction"]
     assert len(x) == 256
     assert np.isnan(x).any()
-    assert session.run(["outputs"], {"inputs": x})[0][:, 0] == pytest.approx(prediction, abs=1e-6)
+    assert session.run(["outputs"], {"inputs": x})[0] == pytest.approx(prediction, abs=1e-6)
 
 
 def test_the_same_seed_gives_the_same_losses_to_the_last_digit(
@@ -95,13 +116,14 @@ def test_the_same_seed_gives_the_same_losses_to_the_last_digit(
         name="again",
         settings=settings(),
         seed=5,
-        storage=f"file://{tmp_path}",
+        storage=tmp_path,
         on_epoch=reports.append,
     )
     assert losses(again) == losses(one_worker)
     assert again.folder.is_relative_to(tmp_path)
     assert [(report.epoch, report.epochs) for report in reports] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [(report.loss, report.validation_loss) for report in reports] == losses(again)
+    assert reports[-1].scores["auc"] == again.metrics["history"][-1]["scores"]["auc"]
     assert signal.getsignal(signal.SIGINT) is handler
 
 
@@ -114,14 +136,14 @@ def test_two_workers_learn_what_one_learns(
         assert two.metrics[part]["events"] == one_worker.metrics[part]["events"]
     assert np.array(losses(two)[1:]) == pytest.approx(np.array(losses(one_worker)[1:]), abs=0.02)
     assert two.metrics["validation"]["auc"] == pytest.approx(
-        one_worker.metrics["validation"]["auc"], abs=0.005
+        one_worker.metrics["validation"]["auc"], abs=0.02
     )
     # the sample is the same, whichever worker held its events
     with np.load(two.folder / "sample.npz") as a, np.load(one_worker.folder / "sample.npz") as b:
         assert a["entry"].tolist() == b["entry"].tolist()
 
 
-def test_keras_trains_too_even_when_one_of_two_workers_gets_no_event(
+def test_keras_trains_too_even_with_a_worker_more_than_there_are_blocks(
     toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
 ) -> None:
     train, validation = toy_pair(blocks=1)
@@ -135,14 +157,14 @@ def test_keras_trains_too_even_when_one_of_two_workers_gets_no_event(
         storage=tmp_path,
     )
     assert trained.model_format == "savedmodel"
-    assert sorted(path.name for path in trained.folder.iterdir()) == ["model", "sample.npz"]
+    assert (trained.folder / "model" / "saved_model.pb").is_file()
     assert trained.events == 4 * 3000
     assert trained.metrics["validation"]["events"] == 601
     assert trained.metrics["validation"]["auc"] > 0.78
     assert "tensorflow" not in sys.modules
 
 
-def test_a_killed_worker_goes_on_from_its_last_epoch_as_if_nothing_had_been(
+def test_a_worker_killed_within_an_epoch_goes_on_from_its_last_step_as_if_nothing_had_been(
     toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
 ) -> None:
     histories = []
@@ -157,11 +179,12 @@ def test_a_killed_worker_goes_on_from_its_last_epoch_as_if_nothing_had_been(
             toy_features,
             name=died,
             model=str(file),
-            settings=settings(max_failures=1),
+            # the 100th step is the sixth of the third epoch, one after a checkpoint
+            settings=settings(max_failures=1, epochs=3, checkpoint={"every_steps": 5}),
             storage=tmp_path / "runs",
         )
         assert marker.exists()
-        assert trained.events == 4 * 3000
+        assert trained.events == 3 * 3000
         histories.append(losses(trained))
     assert histories[0] == histories[1]
 
@@ -176,40 +199,54 @@ def test_a_worker_killed_without_a_failure_budget_is_a_model_error(
         fit(*toy_pair(), toy_features, name="dies", model=str(file), settings=settings(), storage=tmp_path)
 
 
+class Damaged:
+    """A source whose second block cannot be read."""
+
+    by_tasks = False
+
+    def prepare(self) -> None: ...
+
+    def blocks(self, epoch: int) -> int:
+        return 2
+
+    def tables(self, epoch: int, blocks: Sequence[int], *, readers: int) -> Iterator[Any]:
+        for block in blocks:
+            if block == 1:
+                raise FileUnreadableError("/data/a.root is cut short", "Fetch it again")
+            yield toy_table(100, 1)
+
+
 def test_what_reading_raises_arrives_as_itself(
     toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
 ) -> None:
-    import ray.data
-    from ray.data.block import BlockMetadata
+    import ray
 
-    class Damaged(ray.data.Datasource):
-        def estimate_inmemory_data_size(self) -> int:
-            return 100
-
-        def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ray.data.ReadTask]:
-            def read() -> Any:
-                raise FileUnreadableError("/data/a.root is cut short", "Fetch it again")
-
-            size = BlockMetadata(num_rows=None, size_bytes=100, input_files=None, exec_stats=None)
-            return [ray.data.ReadTask(read, size)]
-
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     validation = toy_pair()[1]
-    bad = ray.data.read_datasource(Damaged())
     with pytest.raises(FileUnreadableError) as caught:
-        fit(bad, validation, toy_features, name="bad", settings=settings(), storage=tmp_path)
+        fit(Damaged(), validation, toy_features, name="bad", settings=settings(), storage=tmp_path)
     assert str(caught.value) == "/data/a.root is cut short. Fetch it again."
 
 
-def test_what_a_function_over_the_data_raises_is_named(
+def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_checkpoint(
     toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
 ) -> None:
-    def fail(table: Any) -> Any:
-        raise KeyError("no such column")
-
-    train, validation = toy_pair()
-    bad = train.map_batches(fail, batch_format="pyarrow")
-    with pytest.raises(ModelError, match="training failed with KeyError: 'no such column'"):
-        fit(bad, validation, toy_features, name="bad", settings=settings(), storage=tmp_path)
+    file = tmp_path / "m.py"
+    file.write_text(DIVERGES)
+    with pytest.raises(ModelError) as caught:
+        fit(
+            *toy_pair(),
+            toy_features,
+            name="diverges",
+            model=str(file),
+            settings=settings(checkpoint={"every_steps": 10}),
+            storage=tmp_path,
+        )
+    said = str(caught.value)
+    assert "not a number in epoch 2, step 3" in said
+    last = Path(said.partition("checkpoint is ")[2].partition(". ")[0])
+    assert (last / "state.json").is_file()
+    assert last.is_relative_to(tmp_path)
 
 
 def test_no_validation_events_is_an_error(toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path) -> None:
@@ -219,12 +256,22 @@ def test_no_validation_events_is_an_error(toy_features: FeatureSpec, toy_pair: M
 
 
 @pytest.mark.parametrize(
-    ("cpus", "workers", "share"),
-    [(8, 4, 1.0), (8, 7, 1.0), (2, 2, 0.5), (2, 1, 1.0), (1, 1, 0.5), (4, 8, 0.37)],
+    ("nodes", "workers", "for_reading", "share"),
+    [
+        ([8.0], 4, True, 1.0),
+        ([2.0], 2, True, 0.5),
+        ([1.0], 1, True, 0.5),
+        ([4.0], 8, True, 0.37),
+        ([2.0], 1, False, 2.0),
+        ([2.0], 2, False, 1.0),
+        ([64.0], 2, False, 8.0),
+        ([4.0, 2.0], 2, False, 2.0),
+    ],
 )
-def test_workers_leave_a_cpu_for_reading(cpus: float, workers: int, share: float) -> None:
-    assert cpu_share(cpus, workers) == share
-    assert cpus == 1 or workers * share <= cpus - 1
+def test_workers_share_the_smallest_node_and_leave_a_cpu_for_tasks_that_read(
+    nodes: list[float], workers: int, for_reading: bool, share: float
+) -> None:
+    assert cpu_share(nodes, workers, for_reading=for_reading) == share
 
 
 def test_any_other_error_is_named_on_one_line() -> None:

@@ -3,7 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlaas_ray.training.metrics import RocCounts, Scores, cross_entropy
+from mlaas_ray.core.task import Task
+from mlaas_ray.training.metrics import RocCounts, losses, scores_of
+
+BINARY = Task()
 
 
 def brute_force(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
@@ -53,11 +56,11 @@ def test_scores_in_a_narrow_range_stay_apart(squeeze: object) -> None:
 
 def test_merging_workers_equals_one_worker() -> None:
     p, y, w = toy(30_000)
-    alone, parts = Scores(), [Scores(), Scores(), Scores()]
-    alone.add(p, y, w)
+    alone, parts = scores_of(BINARY), [scores_of(BINARY) for _ in range(3)]
+    alone.add(p[:, None], y, w)
     for part, chosen in zip(parts, np.array_split(np.arange(len(p)), 3), strict=True):
-        part.add(p[chosen], y[chosen], w[chosen])
-    total = Scores()
+        part.add(p[chosen, None], y[chosen], w[chosen])
+    total = scores_of(BINARY)
     for part in parts:
         total.merge(part)
     assert total.summary() == pytest.approx(alone.summary(), abs=1e-12)
@@ -73,9 +76,9 @@ def test_merging_keeps_to_the_coarser_of_two() -> None:
 
 
 def test_loss_and_accuracy_are_weighted_means() -> None:
-    scores = Scores()
+    scores = scores_of(BINARY)
     scores.add(
-        np.array([0.9, 0.2, 0.6], np.float32),
+        np.array([[0.9], [0.2], [0.6]], np.float32),
         np.array([1, 0, 0], np.float32),
         np.array([1, 2, 1], np.float32),
     )
@@ -86,13 +89,66 @@ def test_loss_and_accuracy_are_weighted_means() -> None:
 
 
 def test_certain_and_wrong_is_a_finite_loss() -> None:
-    loss = cross_entropy(np.array([0.0, 1.0], np.float32), np.array([1, 0], np.float32))
+    loss = losses(BINARY, np.array([[0.0], [1.0]], np.float32), np.array([1, 0], np.float32))
     assert np.isfinite(loss).all()
     assert loss.min() > 15
 
 
 def test_one_class_alone_has_no_curve() -> None:
-    scores = Scores()
-    scores.add(np.full(3, 0.5, np.float32), np.ones(3, np.float32), np.ones(3, np.float32))
+    scores = scores_of(BINARY)
+    scores.add(np.full((3, 1), 0.5, np.float32), np.ones(3, np.float32), np.ones(3, np.float32))
     assert scores.summary()["auc"] == 0.5
-    assert Scores().summary()["loss"] == 0.0
+    assert scores_of(BINARY).summary()["loss"] == 0.0
+
+
+def test_several_classes_are_judged_each_against_the_others() -> None:
+    task = Task(kind="multiclass", names=("a", "b", "c"))
+    random = np.random.default_rng(0)
+    y = random.integers(0, 3, 3000).astype(np.float32)
+    p = random.random((3000, 3)) + 2 * (y[:, None] == np.arange(3))
+    p = (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
+    weight = random.uniform(0.5, 1.5, 3000).astype(np.float32)
+    scores = scores_of(task)
+    scores.add(p, y, weight)
+    summary = scores.summary()
+    expected = np.mean([brute_force(p[:, i], (y == i).astype(float), weight) for i in range(3)])
+    assert summary["auc"] == pytest.approx(expected, abs=1e-9)
+    assert summary["accuracy"] == pytest.approx(weight[p.argmax(axis=1) == y].sum() / weight.sum(), rel=1e-5)
+    own = p[np.arange(3000), y.astype(int)].astype(float)
+    assert summary["loss"] == pytest.approx(-(weight * np.log(own)).sum() / weight.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
+def test_targets_are_judged_in_their_units(loss: str) -> None:
+    task = Task(kind="regression", names=("m", "pt"), offset=(100.0, 0.0), scale=(10.0, 2.0), loss=loss)
+    random = np.random.default_rng(0)
+    y = random.normal([100.0, 0.0], [10.0, 2.0], (2000, 2)).astype(np.float32)
+    p = (y + random.normal(0.0, [5.0, 1.0], (2000, 2))).astype(np.float32)
+    weight = np.ones(2000, np.float32)
+    halves = [scores_of(task), scores_of(task)]
+    halves[0].add(p[:700], y[:700], weight[:700])
+    halves[1].add(p[700:], y[700:], weight[700:])
+    halves[0].merge(halves[1])
+    summary = halves[0].summary()
+    apart = (p - y).astype(float)
+    assert summary["mae"] == pytest.approx(np.abs(apart).mean(), rel=1e-6)
+    assert summary["rmse"] == pytest.approx(np.sqrt((apart**2).mean(axis=0)).mean(), rel=1e-6)
+    assert summary["r2"] == pytest.approx((1 - (apart**2).mean(axis=0) / y.var(axis=0)).mean(), abs=1e-4)
+    scaled = np.abs(apart / [10.0, 2.0])
+    kinds = {"mse": scaled**2, "mae": scaled, "huber": np.where(scaled < 1, 0.5 * scaled**2, scaled - 0.5)}
+    assert summary["loss"] == pytest.approx(kinds[loss].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "task", [BINARY, Task(kind="multiclass", names=("a", "b", "c")), Task(kind="regression", names=("x",))]
+)
+def test_what_was_counted_can_be_kept(task: Task) -> None:
+    random = np.random.default_rng(0)
+    y = random.integers(0, max(2, task.classes), 500).astype(np.float32)
+    p = random.random((500, task.outputs)).astype(np.float32)
+    scores, again = scores_of(task), scores_of(task)
+    scores.add(p, y, np.ones(500, np.float32))
+    again.load(scores.arrays())
+    for one in (scores, again):
+        one.add(p[:100], y[:100], np.ones(100, np.float32))
+    assert again.summary() == scores.summary()

@@ -6,16 +6,15 @@ from pathlib import Path
 import pytest
 
 from mlaas_ray.core.errors import ModelError
-from mlaas_ray.training.source import ModelSource
+from mlaas_ray.training.source import FRAMEWORK, MODEL, Source
 
 
 def test_a_file_travels_as_text(tmp_path: Path) -> None:
     file = tmp_path / "my_model.py"
     file.write_text("SIZE = 3\n\ndef model(input_dim):\n    return input_dim * SIZE\n")
-    source = pickle.loads(pickle.dumps(ModelSource.locate(str(file))))
+    source = pickle.loads(pickle.dumps(Source.locate(str(file), MODEL)))
     file.unlink()
-    build = source.builder()
-    assert build is not None
+    build = source.function()
     assert build(7) == 21
 
 
@@ -25,8 +24,7 @@ def test_a_file_is_not_shadowed_by_a_package_of_its_name_nor_shadows_it(tmp_path
 
     file = tmp_path / f"{name}.py"
     file.write_text("def model(input_dim):\n    return 'mine'\n")
-    build = ModelSource.locate(str(file)).builder()
-    assert build is not None
+    build = Source.locate(str(file), MODEL).function()
     assert build(1) == "mine"
     import numpy as again
 
@@ -34,15 +32,13 @@ def test_a_file_is_not_shadowed_by_a_package_of_its_name_nor_shadows_it(tmp_path
 
 
 def test_a_function_of_an_installed_package_is_a_model() -> None:
-    build = ModelSource.locate("math:sqrt").builder()
-    assert build is not None
+    build = Source.locate("math:sqrt", MODEL).function()
     assert build(9) == 3
 
 
 def test_a_built_in_model_needs_no_function() -> None:
-    source = ModelSource.locate("mlp")
-    assert source.builtin
-    assert source.builder() is None
+    assert Source.locate("mlp", MODEL, ("mlp", "cnn")).builtin
+    assert not Source.locate("math:sqrt", MODEL, ("mlp",)).builtin
 
 
 @pytest.mark.parametrize(
@@ -55,7 +51,7 @@ def test_a_built_in_model_needs_no_function() -> None:
 )
 def test_a_model_that_is_not_there_is_named(model: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        ModelSource.locate(model)
+        Source.locate(model, MODEL, ("mlp", "cnn"))
 
 
 @pytest.mark.parametrize(
@@ -73,11 +69,19 @@ def test_code_that_does_not_run_is_told_with_file_and_line(tmp_path: Path, text:
     file = tmp_path / "m.py"
     file.write_text(text)
     with pytest.raises(ModelError, match=message):
-        ModelSource.locate(str(file)).builder()
+        Source.locate(str(file), MODEL).function()
 
 
 def test_a_package_that_is_not_there_is_named() -> None:
     with pytest.raises(ModelError, match=r"no_such_package.*ModuleNotFoundError"):
-        ModelSource.locate("no_such_package.module:build").builder()
+        Source.locate("no_such_package.module:build", MODEL).function()
     with pytest.raises(ModelError, match="has no function 'no_such'"):
-        ModelSource.locate("math:no_such").builder()
+        Source.locate("math:no_such", MODEL).function()
+
+
+def test_other_code_has_another_contract(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def framework():\n    return 'mine'\n")
+    assert Source.locate(str(file), FRAMEWORK).function()() == "mine"
+    with pytest.raises(ModelError, match=r"no framework 'mien' .*my_framework.py|no framework 'mien'"):
+        Source.locate("mien", FRAMEWORK, ("mine",))

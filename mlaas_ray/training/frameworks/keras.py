@@ -1,4 +1,7 @@
-"""Keras 3 on TensorFlow: gradients summed over the workers' group, exported as a SavedModel."""
+"""Keras 3 on TensorFlow: gradients summed over the workers' group, exported as a SavedModel.
+
+A model that comes compiled keeps its optimiser; its loss is the task's.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlaas_ray.core.errors import ModelError
 from mlaas_ray.core.package import MODEL_PATHS, ModelFormat
-from mlaas_ray.training.batches import Batch
-from mlaas_ray.training.framework import INPUT, OUTPUT, Network
-from mlaas_ray.training.group import Group
-from mlaas_ray.training.metrics import EPSILON
-
-Floats = npt.NDArray[np.float32]
+from mlaas_ray.training.batches import Batch, Floats
+from mlaas_ray.training.framework import INPUT, OUTPUT, Network, Setup, check_parameters
+from mlaas_ray.training.frameworks.models import MODELS
+from mlaas_ray.training.frameworks.modules import module_of
+from mlaas_ray.training.metrics import EPSILON, HUBER
 
 PREDICT_ROWS = 8192
 
@@ -27,13 +30,18 @@ class Keras:
     """The framework; see :class:`mlaas_ray.training.framework.Framework`."""
 
     name = "keras"
+    models = tuple(MODELS)
+    tasks = ("binary", "multiclass", "regression")
+    defaults = {"epochs": 12, "learning_rate": 2e-3}  # noqa: RUF012
     model_format: ModelFormat = "savedmodel"
-    kind = "keras.Model"
     # gradients leave TensorFlow as numpy arrays
     collective_on_gpu = "gloo"
+    kind = "keras.Model"
 
-    def prepare(self, threads: int, seed: int) -> None:
-        """Set threads and seeds of this process, before anything is built."""
+    def prepare(self, threads: int, seed: int, precision: str) -> None:
+        """Set threads, seeds and precision of this process, before anything is built."""
+        if precision == "float16":
+            raise ModelError("keras does not train in float16 here", "Use train.precision: bfloat16")
         with _no_greeting():
             import keras
             import tensorflow as tf
@@ -45,23 +53,29 @@ class Keras:
         except RuntimeError:
             pass  # TensorFlow has begun: its threads stay as they are, which changes no result
         keras.utils.set_random_seed(seed % 2**32)
+        if precision == "bfloat16" and tf.config.list_physical_devices("GPU"):
+            keras.mixed_precision.set_global_policy("mixed_bfloat16")
 
-    def builtin(self, name: str, width: int) -> Any:
-        """Build the multilayer perceptron: 128, 64 and 32 nodes, GELU, 10 % dropout."""
-        from keras import Sequential, activations, layers
+    def network(self, setup: Setup) -> Network:
+        """Make a network ready for training, its weights those of rank 0."""
+        check_parameters(setup, self.name)
+        module = module_of(setup, self)
+        return KerasNetwork(setup, module, masked=self.takes_mask(module))
 
-        def gelu(x: Any) -> Any:
-            return activations.gelu(x, approximate=False)
+    def answer(self, folder: Path, file: str, x: Floats) -> npt.NDArray[Any]:
+        """Load the SavedModel afresh and return the answers of its serving signature."""
+        import tensorflow as tf
 
-        hidden: list[Any] = []
-        for nodes in (128, 64, 32):
-            hidden += [
-                layers.Dense(nodes, activation=gelu, kernel_initializer="he_uniform"),
-                layers.Dropout(0.1),
-            ]
-        return Sequential([layers.Input((width,)), *hidden, layers.Dense(1, activation="sigmoid")])
+        serve = tf.saved_model.load(str(folder / file)).signatures["serving_default"]
+        return np.asarray(serve(**{INPUT: tf.constant(x)})[OUTPUT], dtype=np.float32)
 
-    def is_network(self, candidate: Any) -> bool:
+    def ours(self, setup: Setup) -> Any:
+        """Build one of our own networks."""
+        from mlaas_ray.training.frameworks import keras_models
+
+        return keras_models.build(setup)
+
+    def is_module(self, candidate: Any) -> bool:
         """Whether it is a ``keras.Model``."""
         import keras
 
@@ -70,40 +84,47 @@ class Keras:
     def expects(self, module: Any) -> int | None:
         """Return the width of the network's input, where it has been said."""
         try:
-            size = module.input_shape[-1]
+            shape = module.input_shape
+            size = (shape[0] if isinstance(shape, list) else shape)[-1]
         except (AttributeError, ValueError, TypeError, IndexError):
             return None
         return size if isinstance(size, int) else None
 
-    def forward(self, module: Any, rows: Floats) -> npt.NDArray[Any]:
-        """Run rows through a bare network, without training it."""
-        return np.asarray(module(rows, training=False))
+    def takes_mask(self, module: Any) -> bool:
+        """Whether it has two inputs, or says so by an attribute ``takes_mask``."""
+        try:
+            inputs = len(module.inputs or ())
+        except (AttributeError, ValueError):
+            inputs = 0
+        return bool(getattr(module, "takes_mask", False)) or inputs == 2
 
-    def network(
-        self, module: Any, offset: Floats, scale: Floats, group: Group, *, weight_decay: float
-    ) -> Network:
-        """Make a bare network ready for training, its weights those of rank 0."""
-        return KerasNetwork(module, offset, scale, group, weight_decay)
-
-    def answer(self, folder: Path, x: Floats) -> Floats:
-        """Load the SavedModel afresh and return the answers of its serving signature."""
-        import tensorflow as tf
-
-        serve = tf.saved_model.load(str(folder / MODEL_PATHS["savedmodel"])).signatures["serving_default"]
-        return np.asarray(serve(**{INPUT: tf.constant(x)})[OUTPUT], dtype=np.float32)[:, 0]
+    def run(self, module: Any, x: Floats, mask: Floats) -> npt.NDArray[Any]:
+        """Run rows through a bare module, without training it."""
+        return np.asarray(module([x, mask] if self.takes_mask(module) else x, training=False))
 
 
-class KerasNetwork:
+class KerasNetwork(Network):
     """A Keras network in training; see :class:`mlaas_ray.training.framework.Network`."""
 
-    def __init__(self, module: Any, offset: Floats, scale: Floats, group: Group, weight_decay: float) -> None:
+    def __init__(self, setup: Setup, module: Any, masked: bool) -> None:
         import keras
 
+        group = setup.group
         self._module = module
-        self._offset, self._scale = offset, scale
+        self._masked = masked
+        self._task = setup.task
+        self._clip = setup.settings.clip
+        self._offset, self._scale = setup.features.affine()
         self._group = group
-        self._forward(np.zeros((2, len(offset)), np.float32), training=False)  # makes the variables
-        self._optimizer = keras.optimizers.AdamW(1e-3, weight_decay=weight_decay)
+        self._forward(np.zeros((2, setup.width), np.float32), training=False)  # makes the variables
+        self._optimizer: Any = getattr(module, "optimizer", None)
+        # a compiled model has an optimiser of its own, and its step size
+        self._rate_scale = 1.0
+        if self._optimizer is None:
+            self._optimizer = keras.optimizers.AdamW(1e-3, weight_decay=setup.settings.weight_decay)
+        else:
+            own = float(np.asarray(self._optimizer.learning_rate))
+            self._rate_scale = own / (setup.settings.learning_rate or own)
         self._optimizer.build(module.trainable_variables)
         for variable in module.variables:
             if "float" in variable.dtype:
@@ -111,15 +132,38 @@ class KerasNetwork:
         self._compile()
 
     def _forward(self, x: Any, *, training: bool) -> Any:
-        """Normalise, put 0 where there is no finite value, and run the user's layers."""
+        """Normalise, put 0 where nothing finite is, run the user's layers, and give targets their units."""
         import tensorflow as tf
 
         x = tf.convert_to_tensor(x)
         # False for NaN and infinities, in every runtime that follows IEEE 754
         valid = tf.abs(x) <= np.finfo(np.float32).max
-        return self._module(
-            tf.where(valid, (x - self._offset) * self._scale, tf.zeros_like(x)), training=training
-        )
+        values = tf.where(valid, (x - self._offset) * self._scale, tf.zeros_like(x))
+        inputs = [values, tf.cast(valid, tf.float32)] if self._masked else values
+        answer = tf.cast(self._module(inputs, training=training), tf.float32)
+        if self._task.kind != "regression":
+            return answer
+        return answer * np.array(self._task.scale, np.float32) + np.array(self._task.offset, np.float32)
+
+    def _losses(self, prediction: Any, y: Any) -> Any:
+        """Return the loss of each event; the same as :func:`mlaas_ray.training.metrics.losses`."""
+        import tensorflow as tf
+
+        if self._task.kind == "binary":
+            p = tf.clip_by_value(prediction[:, 0], EPSILON, 1 - EPSILON)
+            return -tf.where(y > 0.5, tf.math.log(p), tf.math.log1p(-p))
+        if self._task.kind == "multiclass":
+            p = tf.gather(prediction, tf.cast(y, tf.int32), batch_dims=1)
+            return -tf.math.log(tf.maximum(p, EPSILON))
+        apart = (prediction - tf.reshape(y, tf.shape(prediction))) / np.array(self._task.scale, np.float32)
+        size = tf.abs(apart)
+        if self._task.loss == "mae":
+            each = size
+        elif self._task.loss == "huber":
+            each = tf.where(size < HUBER, 0.5 * apart**2, HUBER * (size - 0.5 * HUBER))
+        else:
+            each = apart**2
+        return tf.reduce_mean(each, axis=1)
 
     def _compile(self) -> None:
         """Make the graphs: gradients, their application, both at once (for one worker), and prediction."""
@@ -128,21 +172,24 @@ class KerasNetwork:
         weights = self._module.trainable_variables
         sizes = [int(np.prod(weight.shape)) for weight in weights]
         columns = tf.TensorSpec((None, len(self._offset)), tf.float32)
+        targets = tf.TensorSpec((None, *self._task.target_shape), tf.float32)
         numbers = tf.TensorSpec((None,), tf.float32)
         scalar = tf.TensorSpec((), tf.float32)
 
         def gradients(x: Any, y: Any, weight: Any) -> tuple[Any, Any]:
             with tf.GradientTape() as tape:
-                prediction = self._forward(x, training=True)[:, 0]
-                p = tf.clip_by_value(prediction, EPSILON, 1 - EPSILON)
-                loss = -tf.reduce_sum(weight * tf.where(y > 0.5, tf.math.log(p), tf.math.log1p(-p)))
+                prediction = self._forward(x, training=True)
+                loss = tf.reduce_sum(weight * self._losses(prediction, y))
                 if self._module.losses:  # regularisation, once for each event, as all is divided by events
                     loss += tf.add_n(self._module.losses) * tf.cast(tf.shape(y)[0], tf.float32)
             parts = tape.gradient(loss, [w.value for w in weights], unconnected_gradients="zero")
             return prediction, tf.concat([tf.reshape(part, (-1,)) for part in parts], axis=0)
 
         def apply(total: Any, events: Any) -> None:
-            parts = tf.split(total / events, sizes)
+            mean = total / events
+            if self._clip is not None:
+                mean = tf.clip_by_norm(mean, self._clip)
+            parts = tf.split(mean, sizes)
             self._optimizer.apply(
                 [tf.reshape(part, w.shape) for part, w in zip(parts, weights, strict=True)], weights
             )
@@ -152,12 +199,10 @@ class KerasNetwork:
             apply(total, events)
             return prediction
 
-        self._gradients = tf.function(gradients, input_signature=[columns, numbers, numbers])
+        self._gradients = tf.function(gradients, input_signature=[columns, targets, numbers])
         self._apply = tf.function(apply, input_signature=[tf.TensorSpec((sum(sizes),), tf.float32), scalar])
-        self._both = tf.function(both, input_signature=[columns, numbers, numbers, scalar])
-        self._predict = tf.function(
-            lambda x: self._forward(x, training=False)[:, 0], input_signature=[columns]
-        )
+        self._both = tf.function(both, input_signature=[columns, targets, numbers, scalar])
+        self._predict = tf.function(lambda x: self._forward(x, training=False), input_signature=[columns])
 
     def step(self, batch: Batch, events: int) -> Any:
         """Take one optimisation step together with all ranks."""
@@ -169,18 +214,20 @@ class KerasNetwork:
         return prediction
 
     def collect(self, steps: list[Any]) -> Floats:
-        """Return the predictions of some steps, one after the other."""
+        """Return the answers of some steps, one after the other."""
         return np.concatenate([np.asarray(step, dtype=np.float32) for step in steps])
 
     def predict(self, x: Floats) -> Floats:
-        """Return the probability of class 1 for raw values ``(events, features)``."""
+        """Return the answers to raw values."""
         parts = [self._predict(x[i : i + PREDICT_ROWS]).numpy() for i in range(0, len(x), PREDICT_ROWS)]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+        return np.concatenate(parts) if parts else np.empty((0, self._task.outputs), np.float32)
 
-    def begin_epoch(self, learning_rate: float, seed: int) -> None:
-        """Set the optimiser's step size, and the seed of what is random in the network."""
-        self._optimizer.learning_rate.assign(learning_rate)
-        # the states of Dropout's and other layers' generators: a seed and a counter each
+    def set_rate(self, learning_rate: float) -> None:
+        """Set the optimiser's step size."""
+        self._optimizer.learning_rate.assign(learning_rate * self._rate_scale)
+
+    def reseed(self, seed: int) -> None:
+        """Set the states of Dropout's and other layers' generators: a seed and a counter each."""
         states = [variable for variable in self._module.variables if variable.dtype == "uint32"]
         for i, state in enumerate(states):
             state.assign(np.array([(seed + i) % 2**32, 0], dtype=np.uint32))
@@ -194,19 +241,25 @@ class KerasNetwork:
 
     def save(self, folder: Path) -> None:
         """Write the state of network and optimiser into a folder."""
-        variables = [*self._module.variables, *self._optimizer.variables]
-        arrays = {f"v{i:05d}": variable.numpy() for i, variable in enumerate(variables)}
+        arrays = {f"w{i:05d}": variable.numpy() for i, variable in enumerate(self._module.variables)}
+        arrays |= {f"o{i:05d}": variable.numpy() for i, variable in enumerate(self._optimizer.variables)}
         np.savez(folder / "keras.npz", **arrays)
 
     def restore(self, folder: Path) -> None:
         """Read what :meth:`save` wrote."""
-        variables = [*self._module.variables, *self._optimizer.variables]
         with np.load(folder / "keras.npz") as arrays:
-            for i, variable in enumerate(variables):
-                variable.assign(arrays[f"v{i:05d}"])
+            for letter, variables in (("w", self._module.variables), ("o", self._optimizer.variables)):
+                for i, variable in enumerate(variables):
+                    variable.assign(arrays[f"{letter}{i:05d}"])
 
-    def export(self, folder: Path) -> None:
-        """Write the SavedModel ``model/`` with one signature, ``serving_default``."""
+    def warm_start(self, folder: Path) -> None:
+        """Begin with the weights of another run."""
+        with np.load(folder / "keras.npz") as arrays:
+            for i, variable in enumerate(self._module.variables):
+                variable.assign(arrays[f"w{i:05d}"])
+
+    def export(self, folder: Path) -> list[str]:
+        """Write the SavedModel ``model/``: ``serving_default`` answers, ``names`` names the outputs."""
         import tensorflow as tf
 
         class Served(tf.Module):  # type: ignore[misc]
@@ -218,8 +271,12 @@ class KerasNetwork:
         served.serve = tf.function(
             lambda inputs: {OUTPUT: self._forward(inputs, training=False)}, input_signature=[columns]
         )
-        path = str(folder / MODEL_PATHS["savedmodel"])
-        tf.saved_model.save(served, path, signatures={"serving_default": served.serve})
+        names = tf.constant(list(self._task.names))
+        served.names = tf.function(lambda: {"names": names}, input_signature=[])
+        file = MODEL_PATHS["savedmodel"]
+        signatures = {"serving_default": served.serve, "names": served.names}
+        tf.saved_model.save(served, str(folder / file), signatures=signatures)
+        return [file]
 
 
 @contextlib.contextmanager

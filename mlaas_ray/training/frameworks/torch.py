@@ -1,7 +1,10 @@
-"""PyTorch: trained with DistributedDataParallel, exported as ONNX."""
+"""PyTorch: trained with DistributedDataParallel, exported as ONNX and as a program of ``torch.export``."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -11,49 +14,70 @@ import numpy as np
 import numpy.typing as npt
 
 from mlaas_ray.core.package import MODEL_PATHS, ModelFormat
-from mlaas_ray.training.batches import Batch
-from mlaas_ray.training.framework import INPUT, OUTPUT, Network
-from mlaas_ray.training.group import Group
-from mlaas_ray.training.metrics import EPSILON
+from mlaas_ray.training.batches import Batch, Floats
+from mlaas_ray.training.framework import INPUT, OUTPUT, Network, Setup, check_parameters
+from mlaas_ray.training.frameworks.models import MODELS
+from mlaas_ray.training.frameworks.modules import module_of
+from mlaas_ray.training.metrics import EPSILON, HUBER
 
 if TYPE_CHECKING:
     import torch
 
-Floats = npt.NDArray[np.float32]
-
 PREDICT_ROWS = 8192
+PROGRAM = "model.pt2"
 
 
 class Torch:
     """The framework; see :class:`mlaas_ray.training.framework.Framework`."""
 
     name = "torch"
+    models = tuple(MODELS)
+    tasks = ("binary", "multiclass", "regression")
+    defaults = {"epochs": 12, "learning_rate": 2e-3}  # noqa: RUF012
     model_format: ModelFormat = "onnx"
-    kind = "torch.nn.Module"
     collective_on_gpu = "nccl"
+    kind = "torch.nn.Module"
 
-    def prepare(self, threads: int, seed: int) -> None:
+    def prepare(self, threads: int, seed: int, precision: str) -> None:
         """Set threads and seeds of this process, before anything is built."""
         import torch
 
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
+        if torch.cuda.is_available():
+            torch.set_float32_matmul_precision("high")
 
-    def builtin(self, name: str, width: int) -> Any:
-        """Build the multilayer perceptron: 128, 64 and 32 nodes, GELU, 10 % dropout."""
-        from torch import nn
+    def network(self, setup: Setup) -> Network:
+        """Make a network ready for training, spread over Ray Train's group if there is one."""
+        check_parameters(setup, self.name)
+        module = module_of(setup, self)
+        return TorchNetwork(setup, module, masked=self.takes_mask(module))
 
-        layers: list[nn.Module] = []
-        for nodes in (128, 64, 32):
-            layer = nn.Linear(width, nodes)
-            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-            layers += [layer, nn.GELU(), nn.Dropout(0.1)]
-            width = nodes
-        return nn.Sequential(*layers, nn.Linear(width, 1), nn.Sigmoid())
+    def answer(self, folder: Path, file: str, x: Floats) -> npt.NDArray[Any]:
+        """Load an exported file afresh, with ONNX Runtime or as a program, and return its answers."""
+        if file == PROGRAM:
+            import torch
 
-    def is_network(self, candidate: Any) -> bool:
+            program = torch.export.load(folder / file).module()
+            with torch.no_grad():
+                return np.asarray(program(torch.from_numpy(x)).numpy(), dtype=np.float32)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        session = onnxruntime.InferenceSession(
+            str(folder / file), options, providers=["CPUExecutionProvider"]
+        )
+        return np.asarray(session.run([OUTPUT], {INPUT: x})[0], dtype=np.float32)
+
+    def ours(self, setup: Setup) -> torch.nn.Module:
+        """Build one of our own networks."""
+        from mlaas_ray.training.frameworks import torch_models
+
+        return torch_models.build(setup)
+
+    def is_module(self, candidate: Any) -> bool:
         """Whether it is a ``torch.nn.Module``."""
         from torch import nn
 
@@ -67,95 +91,127 @@ class Torch:
                 return size
         return None
 
-    def forward(self, module: Any, rows: Floats) -> npt.NDArray[Any]:
-        """Run rows through a bare network, without training it."""
+    def takes_mask(self, module: Any) -> bool:
+        """Whether ``forward`` takes two arguments."""
+        parameters = inspect.signature(module.forward).parameters.values()
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return sum(one.default is one.empty and one.kind in positional for one in parameters) >= 2
+
+    def run(self, module: Any, x: Floats, mask: Floats) -> npt.NDArray[Any]:
+        """Run rows through a bare module, without training it."""
         import torch
 
         module.eval()
+        inputs = [torch.from_numpy(x), torch.from_numpy(mask)][: 2 if self.takes_mask(module) else 1]
         with torch.no_grad():
-            return np.asarray(module(torch.from_numpy(rows)).detach().cpu().numpy())
-
-    def network(
-        self, module: Any, offset: Floats, scale: Floats, group: Group, *, weight_decay: float
-    ) -> Network:
-        """Make a bare network ready for training, spread over Ray Train's group if there is one."""
-        from torch import nn
-
-        full = nn.Sequential(_preprocess(offset, scale), module)
-        return TorchNetwork(full, len(offset), group, weight_decay)
-
-    def answer(self, folder: Path, x: Floats) -> Floats:
-        """Load the ONNX file afresh with ONNX Runtime and return its answers."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        path = folder / MODEL_PATHS["onnx"]
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return np.asarray(session.run([OUTPUT], {INPUT: x})[0], dtype=np.float32)[:, 0]
+            return np.asarray(module(*inputs).detach().cpu().numpy())
 
 
-class TorchNetwork:
+class TorchNetwork(Network):
     """A PyTorch network in training; see :class:`mlaas_ray.training.framework.Network`."""
 
-    def __init__(self, full: torch.nn.Module, width: int, group: Group, weight_decay: float) -> None:
+    def __init__(self, setup: Setup, module: torch.nn.Module, *, masked: bool) -> None:
         import torch
 
-        self._full = full
-        self._width = width
-        self._group = group
+        settings = setup.settings
+        self._setup = setup
+        self._task = setup.task
+        self._group = setup.group
+        self._clip = settings.clip
+        self._full: Any = complete(setup, module, masked=masked)
         self._device = torch.device("cpu")
-        self._spread = full
-        if group.size > 1 or torch.cuda.is_available():
+        self._spread = self._full
+        if setup.group.size > 1 or torch.cuda.is_available():
             from ray.train.torch import get_device, prepare_model
 
             self._device = get_device()
-            self._spread = prepare_model(full)
-        self._optimizer = torch.optim.AdamW(full.parameters(), lr=1e-3, weight_decay=weight_decay, fused=True)
+            self._spread = prepare_model(self._full)
+        on_gpu = self._device.type == "cuda"
+        self._copies = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._half = (
+            getattr(torch, settings.precision) if on_gpu and settings.precision != "float32" else None
+        )
+        self._scaler = torch.amp.GradScaler(enabled=self._half is torch.float16)
+        self._optimizer = torch.optim.AdamW(
+            self._full.parameters(), lr=1e-3, weight_decay=settings.weight_decay, fused=True
+        )
+        self._scale = torch.tensor(setup.task.scale or (1.0,), device=self._device)
 
-    def step(self, batch: Batch, events: int) -> torch.Tensor:
+    def stage(self, batch: Batch) -> tuple[Any, ...]:
+        """Bring a batch to the device, filled up to two rows with events of no weight.
+
+        Layers such as BatchNorm refuse fewer than two rows, and DDP wants a backward pass of every rank.
+        """
+        import torch
+
+        lack = max(0, 2 - len(batch))
+        arrays = (batch.x, batch.y, batch.weight)
+        if lack:
+            arrays = tuple(np.pad(a, [(0, lack)] + [(0, 0)] * (a.ndim - 1)) for a in arrays)  # type: ignore[assignment]
+        if self._copies is None:
+            return (*(self._tensor(array) for array in arrays), len(batch))
+        # from pinned memory, beside what the GPU computes meanwhile
+        with torch.cuda.stream(self._copies):
+            moved = (
+                torch.from_numpy(np.ascontiguousarray(a)).pin_memory().to(self._device, non_blocking=True)
+                for a in arrays
+            )
+            return (*moved, len(batch))
+
+    def step(self, batch: tuple[Any, ...], events: int) -> torch.Tensor:
         """Take one optimisation step together with all ranks."""
         import torch
 
-        x, y, weight = self._tensors(batch)
+        x, y, weight, count = batch
+        if self._copies is not None:
+            torch.cuda.current_stream().wait_stream(self._copies)
+            for tensor in (x, y, weight):
+                tensor.record_stream(torch.cuda.current_stream())
         self._optimizer.zero_grad()
-        prediction = self._spread(x)[:, 0]
+        with self._arithmetic():
+            prediction = self._spread(x).float()
         # DDP averages over ranks, however many events each has: undo that, and average over events.
-        p = prediction.clamp(EPSILON, 1 - EPSILON)
-        loss = -(weight * torch.where(y > 0.5, p.log(), torch.log1p(-p))).sum()
-        torch.autograd.backward(loss * (self._group.size / events))
-        self._optimizer.step()
-        return torch.Tensor.detach(prediction)[: len(batch)]
+        loss = (weight * self._losses(prediction, y)).sum() * (self._group.size / events)
+        torch.autograd.backward(self._scaler.scale(loss))
+        if self._clip is not None:
+            self._scaler.unscale_(self._optimizer)
+            torch.nn.utils.clip_grad_norm_(self._full.parameters(), self._clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return torch.Tensor.detach(prediction)[:count]
 
     def collect(self, steps: list[Any]) -> Floats:
-        """Return the predictions of some steps, one after the other."""
+        """Return the answers of some steps, one after the other."""
         import torch
 
         return np.asarray(torch.cat(steps).cpu().numpy(), dtype=np.float32)
 
     def predict(self, x: Floats) -> Floats:
-        """Return the probability of class 1 for raw values ``(events, features)``."""
+        """Return the answers to raw values."""
         import torch
 
         self._full.eval()
         try:
             with torch.no_grad():
                 parts = [
-                    self._full(self._tensor(x[i : i + PREDICT_ROWS]))[:, 0].cpu().numpy()
+                    self._full(self._tensor(x[i : i + PREDICT_ROWS])).cpu().numpy()
                     for i in range(0, len(x), PREDICT_ROWS)
                 ]
         finally:
             self._full.train()
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+        return np.concatenate(parts) if parts else np.empty((0, self._task.outputs), np.float32)
 
-    def begin_epoch(self, learning_rate: float, seed: int) -> None:
-        """Set the optimiser's step size, and the seed of what is random in the network."""
+    def set_rate(self, learning_rate: float) -> None:
+        """Set the optimiser's step size."""
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = learning_rate
+
+    def reseed(self, seed: int) -> None:
+        """Set the seed of dropout."""
         import torch
 
         torch.manual_seed(seed)
         self._full.train()
-        for parameters in self._optimizer.param_groups:
-            parameters["lr"] = learning_rate
 
     def settle(self) -> None:
         """Give all ranks the mean of what no gradient moves, such as BatchNorm's statistics."""
@@ -171,76 +227,135 @@ class TorchNetwork:
         """Write the state of network and optimiser into a folder."""
         import torch
 
-        state = {"network": self._full.state_dict(), "optimizer": self._optimizer.state_dict()}
+        state = {
+            "network": self._full.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
         torch.save(state, folder / "torch.pt")
 
     def restore(self, folder: Path) -> None:
         """Read what :meth:`save` wrote."""
-        import torch
-
-        state = torch.load(folder / "torch.pt", map_location=self._device, weights_only=True)
+        state = self._read(folder)
         self._full.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
 
-    def export(self, folder: Path) -> None:
-        """Write ``model.onnx``: one file, any number of rows."""
+    def warm_start(self, folder: Path) -> None:
+        """Begin with the weights of another run."""
+        self._full.load_state_dict(self._read(folder)["network"])
+
+    def export(self, folder: Path) -> list[str]:
+        """Write ``model.onnx`` and ``model.pt2``: one file each, any number of rows."""
+        full = self._full.cpu().eval()
+        file = write_onnx(full, self._setup, folder, program=PROGRAM)
+        full.to(self._device)
+        full.train()
+        return [file, PROGRAM]
+
+    def _read(self, folder: Path) -> dict[str, Any]:
         import torch
 
-        full = self._full.cpu().eval()
-        rows = torch.zeros(2, self._width)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter talks about its own future
-            torch.onnx.export(
-                full,
-                (rows,),
-                str(folder / MODEL_PATHS["onnx"]),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("events")},),
-                dynamo=True,
-                external_data=False,
-                optimize=True,
-                verbose=False,
-            )
-        full.to(self._device)
+        state: dict[str, Any] = torch.load(folder / "torch.pt", map_location=self._device, weights_only=True)
+        return state
 
-    def _tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Move a batch to the device, filled up to two rows with events of no weight.
+    def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        import torch
 
-        Layers such as BatchNorm refuse fewer than two rows, and DDP wants a backward pass of every rank.
-        """
-        lack = max(0, 2 - len(batch))
-        arrays = (batch.x, batch.y, batch.weight)
-        if lack:
-            arrays = tuple(np.pad(a, [(0, lack)] + [(0, 0)] * (a.ndim - 1)) for a in arrays)  # type: ignore[assignment]
-        x, y, weight = (self._tensor(array) for array in arrays)
-        return x, y, weight
+        if self._half is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, dtype=self._half)
+
+    def _losses(self, prediction: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each event; the same as :func:`mlaas_ray.training.metrics.losses`."""
+        import torch
+
+        if self._task.kind == "binary":
+            p = prediction[:, 0].clamp(EPSILON, 1 - EPSILON)
+            return -torch.where(y > 0.5, p.log(), torch.log1p(-p))
+        if self._task.kind == "multiclass":
+            p = prediction.gather(1, y.long()[:, None])[:, 0]
+            return -p.clamp(min=EPSILON).log()
+        apart = (prediction - y.reshape(prediction.shape)) / self._scale
+        if self._task.loss == "mae":
+            return apart.abs().mean(dim=1)
+        if self._task.loss == "huber":
+            zeros = torch.zeros_like(apart)
+            return torch.nn.functional.huber_loss(apart, zeros, reduction="none", delta=HUBER).mean(dim=1)
+        return apart.square().mean(dim=1)
 
     def _tensor(self, array: Floats) -> torch.Tensor:
         """Move an array to the device; one that lies read-only in the object store is copied."""
         import torch
 
-        return torch.from_numpy(np.require(array, requirements="W")).to(self._device, non_blocking=True)
+        return torch.from_numpy(np.require(array, requirements="W")).to(self._device)
 
 
-def _preprocess(offset: Floats, scale: Floats) -> torch.nn.Module:
-    """Make the first layer: normalise, and put 0 where there is no finite value."""
+def write_onnx(module: torch.nn.Module, setup: Setup, folder: Path, program: str | None = None) -> str:
+    """Write a module that takes raw values as an ONNX file, and as a program if that is wanted.
+
+    Args:
+        module: With everything in it; on the CPU, and not training.
+        setup: Whose task is written into the file.
+        folder: Where the file goes.
+        program: File for the program of ``torch.export``, in the same folder.
+
+    Returns:
+        The file's name.
+    """
     import torch
-    from torch import nn
 
-    class Preprocess(nn.Module):
-        largest = float(np.finfo(np.float32).max)
-        offset: torch.Tensor
-        scale: torch.Tensor
+    rows = torch.zeros(2, setup.width)
+    file = MODEL_PATHS["onnx"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters talk about their own future
+        shapes = ({0: torch.export.Dim("events")},)
+        exported = torch.export.export(module.eval(), (rows,), dynamic_shapes=shapes)
+        if program is not None:
+            torch.export.save(exported, folder / program)
+        written = torch.onnx.export(
+            exported,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
+    assert written is not None
+    about = {"task": setup.task.kind, "names": json.dumps(list(setup.task.names))}
+    written.model.metadata_props.update(about)
+    written.save(str(folder / file))
+    return file
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("offset", torch.from_numpy(offset.copy()))
-            self.register_buffer("scale", torch.from_numpy(scale.copy()))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            # False for NaN and infinities, in every runtime that follows IEEE 754
-            valid = x.abs() <= self.largest
-            return torch.where(valid, (x - self.offset) * self.scale, torch.zeros_like(x))
+def complete(setup: Setup, body: torch.nn.Module, *, masked: bool) -> torch.nn.Module:
+    """Put preprocessing before a bare module, and the targets' units behind it.
 
-    return Preprocess()
+    Args:
+        setup: Whose columns and task it is for.
+        body: Takes normalised values ``(events, features)``.
+        masked: Whether it takes the mask too.
+    """
+    import torch
+
+    from mlaas_ray.training.frameworks.torch_models import module
+
+    offset, scale = (torch.from_numpy(array.copy()) for array in setup.features.affine())
+    task = setup.task
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        # False for NaN and infinities, in every runtime that follows IEEE 754
+        valid = x.abs() <= float(np.finfo(np.float32).max)
+        values = torch.where(valid, (x - self.offset) * self.scale, torch.zeros_like(x))
+        answer: torch.Tensor = self.body(values, valid.to(x.dtype)) if masked else self.body(values)
+        return answer if task.kind != "regression" else answer * self.spread + self.centre
+
+    return module(
+        forward,
+        raw=True,
+        body=body,
+        offset=offset,
+        scale=scale,
+        centre=torch.tensor(task.offset or (0.0,)),
+        spread=torch.tensor(task.scale or (1.0,)),
+    )

@@ -1,0 +1,217 @@
+"""Evaluation: what the finished network answers to events, kept for the report; and which inputs it needs."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlaas_ray.core import FeatureSpec
+from mlaas_ray.core.hashing import mix
+from mlaas_ray.core.task import Task
+from mlaas_ray.training.batches import Floats, block_arrays
+from mlaas_ray.training.events import EventSource
+from mlaas_ray.training.framework import Network
+from mlaas_ray.training.group import Group
+from mlaas_ray.training.metrics import Scores, losses, scores_of
+from mlaas_ray.training.settings import Weighting
+
+# Events whose answers are kept, of each part of the split.
+EVENTS = 200_000
+# Events that are kept whole: the exported files are compared on them.
+SAMPLE = 1000
+# Events of the sample that a package carries.
+PACKAGED = 256
+# Answers that may be asked for to learn which inputs count.
+_ANSWERS = 1_000_000
+
+_COLUMNS = ("x", "y", "weight", "dataset", "file", "entry")
+
+Rows = dict[str, npt.NDArray[Any]]
+
+
+@dataclass
+class Evaluation:
+    """What a network answered.
+
+    Attributes:
+        scores: Over all events.
+        answers: Of the events kept: ``prediction`` ``(events, outputs)``, ``y``, ``weight`` (as read) and
+            ``dataset``.
+        events: How many there were in all.
+        sample: Some events whole, with ``prediction``.
+    """
+
+    scores: Scores
+    answers: Rows
+    events: int
+    sample: Rows
+
+
+def evaluate(
+    network: Network,
+    source: EventSource,
+    features: FeatureSpec,
+    task: Task,
+    weighting: Weighting,
+    group: Group,
+    *,
+    most: int | None = None,
+) -> Evaluation:
+    """Ask a network about the events of a source; all ranks together, each about its own.
+
+    Args:
+        network: In training or not.
+        source: Its first epoch is read.
+        features: The columns.
+        task: What is asked.
+        weighting: How weights count in the scores.
+        group: The ranks.
+        most: Events to ask about, about; None for all.
+    """
+    scores = scores_of(task)
+    kept = Chosen(EVENTS)
+    sample = Chosen(SAMPLE)
+    seen = 0
+    blocks = range(group.rank, source.blocks(0), group.size)
+    for table in source.tables(0, blocks, readers=group.size):
+        for rows in _pieces(block_arrays(table, _COLUMNS)):
+            rows["prediction"] = network.predict(rows["x"])
+            scores.add(rows["prediction"], rows["y"], weighting.of(rows["y"], rows["weight"]))
+            key = _hash(rows)
+            kept.add({name: rows[name] for name in ("prediction", "y", "weight", "dataset")}, key)
+            sample.add(rows, key)
+            seen += len(key)
+        if most is not None and seen >= most // group.size:
+            break
+    everyone = group.gather_objects((scores, kept, sample, seen))
+    total = scores_of(task)
+    for other in everyone:
+        total.merge(other[0])
+    return Evaluation(
+        total,
+        Chosen.joined(EVENTS, [other[1] for other in everyone]).rows,
+        sum(other[3] for other in everyone),
+        Chosen.joined(SAMPLE, [other[2] for other in everyone]).rows,
+    )
+
+
+class Chosen:
+    """Some of many events, by a hash of their identifiers: the same ones, whichever rank holds them.
+
+    Args:
+        most: How many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._keys: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
+        self.rows: Rows = {}
+
+    @classmethod
+    def joined(cls, most: int, parts: Sequence[Chosen]) -> Chosen:
+        """Choose among what others chose."""
+        chosen = cls(most)
+        for part in parts:
+            chosen.add(part.rows, part._keys)
+        return chosen
+
+    def add(self, rows: Rows, keys: npt.NDArray[np.uint64]) -> None:
+        """Choose among these events too; what is kept is copied, and in the order of the keys."""
+        few = np.argsort(keys, kind="stable")[: self._most]
+        if len(self._keys) >= self._most:
+            few = few[keys[few] < self._keys[-1]]
+        if not len(few) and self.rows:
+            return
+        joined = np.concatenate([self._keys, keys[few]])
+        order = np.argsort(joined, kind="stable")[: self._most]
+        self.rows = {
+            name: np.concatenate([self.rows[name], values[few]])[order] if self.rows else values[few][order]
+            for name, values in rows.items()
+        }
+        self._keys = joined[order]
+
+
+def importance(
+    network: Network, sample: Rows, features: FeatureSpec, task: Task, weighting: Weighting, group: Group
+) -> dict[str, list[float]]:
+    """Learn what it costs to know a branch of another event in place of an event's own; all ranks together.
+
+    Args:
+        network: To be asked.
+        sample: Events, as :class:`Evaluation` has them; the same on all ranks.
+        features: The columns.
+        task: What is asked.
+        weighting: How weights count.
+        group: The ranks, which share the work.
+
+    Returns:
+        By branch, how much the loss grows, and how much the task's score falls.
+    """
+    starts = features.starts
+    branches = [feature for feature in features.features if feature.name in starts and feature.columns]
+    if not branches or not len(sample.get("y", ())):
+        return {}
+    most = max(100, _ANSWERS // len(branches))
+    x, y = sample["x"][:most].copy(), sample["y"][:most]
+    weight = weighting.of(y, sample["weight"][:most])
+    order = np.random.default_rng(0).permutation(len(y))
+    loss, score = _judged(network, x, y, weight, task)
+    found: dict[str, list[float]] = {}
+    for feature in branches[group.rank :: group.size]:
+        columns = slice(starts[feature.name], starts[feature.name] + len(feature.columns))
+        own = x[:, columns].copy()
+        x[:, columns] = own[order]
+        other_loss, other_score = _judged(network, x, y, weight, task)
+        x[:, columns] = own
+        found[feature.name] = [other_loss - loss, score - other_score]
+    return {name: values for part in group.gather_objects(found) for name, values in part.items()}
+
+
+def _judged(network: Network, x: Floats, y: Floats, weight: Floats, task: Task) -> tuple[float, float]:
+    answers = network.predict(x)
+    scores = scores_of(task)
+    scores.add(answers, y, weight)
+    total = float(weight.sum()) or 1.0
+    return float(weight @ losses(task, answers, y)) / total, float(scores.summary()[task.score])
+
+
+def write_evaluation(folder: Path, judged: Evaluation, trained: Evaluation) -> None:
+    """Write ``evaluation.npz``, the answers to both parts of the split, and ``sample.npz``, whole events."""
+    answers = {
+        f"{part}_{name}": values
+        for part, evaluation in (("validation", judged), ("training", trained))
+        for name, values in {**evaluation.answers, "events": np.array(evaluation.events)}.items()
+    }
+    write_rows(folder / "evaluation.npz", answers)
+    names = ("x", "dataset", "file", "entry", "prediction")
+    write_rows(folder / "sample.npz", {name: judged.sample[name][:PACKAGED] for name in names})
+
+
+def write_rows(path: Path, rows: Rows) -> None:
+    """Write arrays by name as ``.npz``, compressed."""
+    # numpy.savez takes no array of the name "file"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, values in rows.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(values, order="C"), allow_pickle=False)
+
+
+def _pieces(arrays: Iterator[Rows], rows: int = 65536) -> Iterator[Rows]:
+    for own in arrays:
+        for start in range(0, len(own["y"]), rows):
+            yield {name: values[start : start + rows] for name, values in own.items()}
+
+
+def _hash(arrays: Rows) -> npt.NDArray[np.uint64]:
+    """Mix dataset, file and entry into one number."""
+    value = np.zeros(len(arrays["entry"]), dtype=np.uint64)
+    for name in ("dataset", "file", "entry"):
+        value ^= arrays[name].astype(np.int64).view(np.uint64)
+        value = mix(value + np.uint64(0x9E3779B97F4A7C15))
+    return value
