@@ -49,7 +49,7 @@ class Catalog:
         self._entries: OrderedDict[tuple[object, ...], Entry] = OrderedDict()
 
     def find(self, model: str) -> Entry:
-        """Return the entry of ``name`` or ``name:version``, or of the only model when it is empty.
+        """Return the entry of ``name``, ``name:version`` or ``name:alias``; of the only model when empty.
 
         Raises:
             InvalidNameError: For a name no model may have.
@@ -57,9 +57,7 @@ class Catalog:
             VersionMissingError: When the model has no such version.
             EventError: When no model is named and there are several.
         """
-        name, number = ModelVersion.parse(model or self._only())
-        version = self.repository.latest(name) if number is None else ModelVersion(name, number)
-        return self._entry(version)
+        return self._entry(self.repository.find(model or self._only()))
 
     def newest(self) -> list[tuple[ModelVersion, Entry | MlaasError]]:
         """Return the newest version of each model, or what is wrong with it."""

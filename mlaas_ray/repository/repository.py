@@ -3,7 +3,8 @@
 A version is a package directory. It is filled beside its place and renamed into it, so that readers, of
 which there may be many on many machines, see it whole or not at all. Version numbers count from 1 and are
 never used twice, even after a deletion: what an answer was made with stays unambiguous. The numbers
-given so far are kept as empty folders, ``.numbers/<name>/<version>``.
+given so far are kept as empty folders, ``.numbers/<name>/<version>``. An alias is a file with the number of
+the version it stands for, ``.aliases/<name>/<alias>``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from mlaas_ray.core.package import ModelPackage, check_name, staging
 
 _NUMBER = re.compile("[1-9][0-9]*")
 
+# A version's number or an alias of it; None for the latest.
+Reference = int | str | None
+
 
 @dataclass(frozen=True, order=True)
 class ModelVersion:
@@ -41,19 +45,32 @@ class ModelVersion:
         return f"{self.name}:{self.version}"
 
     @classmethod
-    def parse(cls, text: str) -> tuple[str, int | None]:
-        """Split ``name`` or ``name:version``; the version is None when the latest is meant.
+    def parse(cls, text: str) -> tuple[str, Reference]:
+        """Split ``name``, ``name:version`` or ``name:alias``; None when the latest version is meant.
 
         Raises:
-            InvalidNameError: For a name or version that cannot be.
+            InvalidNameError: For a name, version or alias that cannot be.
         """
-        name, separator, version = text.partition(":")
+        name, separator, reference = text.partition(":")
         check_name(name)
         if not separator:
             return name, None
-        if not _NUMBER.fullmatch(version):
-            raise InvalidNameError(f"{text!r} names no version", "Write NAME or NAME:3")
-        return name, int(version)
+        if _NUMBER.fullmatch(reference):
+            return name, int(reference)
+        if not reference or reference[0].isdigit():
+            raise InvalidNameError(f"{text!r} names no version", "Write NAME, NAME:3 or NAME:alias")
+        return name, check_name(reference)
+
+
+def check_alias(alias: str) -> str:
+    """Return the alias of a version, or refuse it.
+
+    Raises:
+        InvalidNameError: For one that begins like a version's number, or no name a model could have.
+    """
+    if alias[:1].isdigit():
+        raise InvalidNameError(f"{alias!r} cannot be an alias: it begins like a version", "Use a word")
+    return check_name(alias)
 
 
 class Repository:
@@ -87,6 +104,18 @@ class Repository:
             shutil.copytree(package.path, folder, dirs_exist_ok=True)
 
         return self.add(name or package.name, fill)
+
+    def holding(self, package: ModelPackage, name: str) -> ModelVersion | None:
+        """Return the newest version of a name that is this very package; None when there is none.
+
+        Raises:
+            PackageError: When the package, or one of those it is compared with, is damaged.
+            InvalidNameError: For a name no model may have.
+        """
+        for number in reversed(self._numbers(self.root / check_name(name))):
+            if ModelPackage(self.root / name / str(number)).digest == package.digest:
+                return ModelVersion(name, number)
+        return None
 
     def add(self, name: str, fill: Callable[[Path], object]) -> ModelVersion:
         """Make the next version by filling a folder, which then appears whole or not at all.
@@ -144,35 +173,71 @@ class Repository:
         """
         return ModelVersion(name, self.versions(name)[-1])
 
-    def get(self, name: str, version: int | None = None) -> ModelPackage:
+    def find(self, text: str) -> ModelVersion:
+        """Return the version that ``name``, ``name:version`` or ``name:alias`` stands for.
+
+        Raises:
+            InvalidNameError: For a name, version or alias that cannot be.
+            ModelMissingError: When there is no such model.
+            VersionMissingError: When the model has no such version or alias.
+        """
+        name, reference = ModelVersion.parse(text)
+        return ModelVersion(name, self._number(name, reference))
+
+    def get(self, name: str, version: Reference = None) -> ModelPackage:
         """Return a package of the repository, the newest version unless one is given.
 
         Raises:
             ModelMissingError: When there is no such model.
-            VersionMissingError: When the model has no such version.
+            VersionMissingError: When the model has no such version or alias.
+        """
+        return ModelPackage(self.root / name / str(self._number(name, version)))
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return the aliases of a model's versions, sorted.
+
+        Raises:
+            ModelMissingError: When there is no such model.
         """
         numbers = self.versions(name)
-        number = numbers[-1] if version is None else version
-        if number not in numbers:
-            raise VersionMissingError(
-                f"model {name!r} has no version {number}", f"It has: {', '.join(map(str, numbers))}"
-            )
-        return ModelPackage(self.root / name / str(number))
+        try:
+            files = sorted((self.root / ".aliases" / name).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        found = {file.name: file.read_text().strip() for file in files if not file.name.startswith(".")}
+        return {alias: int(text) for alias, text in found.items() if text.isdigit() and int(text) in numbers}
 
-    def delete(self, name: str, version: int | None = None) -> list[ModelVersion]:
-        """Take a version, or all of a model's, out of the repository.
+    def set_alias(self, name: str, alias: str, version: Reference = None) -> ModelVersion:
+        """Let an alias stand for a version from now on; the newest one unless one is given.
+
+        Raises:
+            InvalidNameError: For an alias that cannot be, such as a number.
+            ModelMissingError: When there is no such model.
+            VersionMissingError: When the model has no such version.
+            RepositoryError: When the folder cannot be written.
+        """
+        file = self.root / ".aliases" / name / check_alias(alias)
+        number = self._number(name, version)
+        with self._writing():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            passing = file.with_name(f".{alias}-{uuid.uuid4().hex}")
+            passing.write_text(f"{number}\n")
+            passing.replace(file)
+        return ModelVersion(name, number)
+
+    def delete(self, name: str, version: Reference = None) -> list[ModelVersion]:
+        """Take a version, or all of a model's, out of the repository, and the aliases of what is gone.
 
         Returns:
             What was deleted.
 
         Raises:
             ModelMissingError: When there is no such model.
-            VersionMissingError: When the model has no such version.
+            VersionMissingError: When the model has no such version or alias.
             RepositoryError: When the folder cannot be written.
         """
-        numbers = self.versions(name) if version is None else [version]
-        if version is not None:
-            self.get(name, version)
+        numbers = self.versions(name) if version is None else [self._number(name, version)]
+        gone = [alias for alias, number in self.aliases(name).items() if number in numbers]
         with self._writing():
             for number in numbers:
                 # also for a version that was put here by hand
@@ -184,7 +249,25 @@ class Repository:
                 except FileNotFoundError:  # another caller deleted it: what was asked for is so
                     continue
                 shutil.rmtree(grave, ignore_errors=True)
+            for alias in gone:
+                (self.root / ".aliases" / name / alias).unlink(missing_ok=True)
         return [ModelVersion(name, number) for number in numbers]
+
+    def _number(self, name: str, reference: Reference) -> int:
+        """Return the number of a version there is."""
+        numbers = self.versions(name)
+        if isinstance(reference, str):
+            aliases = self.aliases(name)
+            if reference not in aliases:
+                known = nearest(reference, aliases) if aliases else "It has no aliases"
+                raise VersionMissingError(f"model {name!r} has no alias {reference!r}", known)
+            return aliases[reference]
+        number = numbers[-1] if reference is None else reference
+        if number not in numbers:
+            raise VersionMissingError(
+                f"model {name!r} has no version {number}", f"It has: {', '.join(map(str, numbers))}"
+            )
+        return number
 
     def _next_number(self, name: str) -> int:
         """Take the next number of a name for good: one ``mkdir`` decides between publishers."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from mlaas_ray.core.errors import (
     VersionMissingError,
 )
 from mlaas_ray.core.package import ModelPackage, Signature, Tensor, write_package
-from mlaas_ray.repository import ModelVersion, Repository
+from mlaas_ray.repository import ModelVersion, Repository, check_alias
 
 TENSOR = Tensor(name="x", dtype="float32", shape=(None, 3))
 
@@ -104,6 +105,8 @@ class TestPublish:
             lambda: repository.delete(name),
             lambda: repository.delete(name, 1),
             lambda: repository.versions(name),
+            lambda: repository.aliases(name),
+            lambda: repository.set_alias(name, "production"),
         ]
         for call in calls:
             with pytest.raises(InvalidNameError):
@@ -208,15 +211,124 @@ class TestDelete:
         assert repository.list() == [ModelVersion("7", 2)]
 
 
+class TestAliases:
+    def test_an_alias_stands_for_a_version_until_it_moves(self, repository: Repository) -> None:
+        for _ in range(3):
+            repository.add("ttH", fill)
+        assert repository.aliases("ttH") == {}
+        assert repository.set_alias("ttH", "production", 2) == ModelVersion("ttH", 2)
+        assert repository.set_alias("ttH", "candidate") == ModelVersion("ttH", 3)
+        assert repository.aliases("ttH") == {"candidate": 3, "production": 2}
+        assert repository.find("ttH:production") == ModelVersion("ttH", 2)
+        assert repository.get("ttH", "production").path == repository.root / "ttH" / "2"
+        # of an alias, as of a number
+        assert repository.set_alias("ttH", "production", "candidate") == ModelVersion("ttH", 3)
+        assert repository.find("ttH:production") == ModelVersion("ttH", 3)
+
+    def test_a_new_version_takes_no_alias(self, repository: Repository) -> None:
+        repository.add("ttH", fill)
+        repository.set_alias("ttH", "production")
+        repository.add("ttH", fill)
+        assert repository.find("ttH:production") == ModelVersion("ttH", 1)
+        assert repository.find("ttH") == ModelVersion("ttH", 2)
+
+    def test_aliases_are_of_one_name_and_no_models(self, repository: Repository) -> None:
+        repository.add("ttH", fill)
+        repository.add("other", fill)
+        repository.set_alias("ttH", "production")
+        assert repository.aliases("other") == {}
+        assert repository.names() == ["other", "ttH"]
+        assert repository.list() == [ModelVersion("other", 1), ModelVersion("ttH", 1)]
+
+    def test_an_alias_goes_with_its_version(self, repository: Repository) -> None:
+        for _ in range(2):
+            repository.add("ttH", fill)
+        repository.set_alias("ttH", "old", 1)
+        repository.set_alias("ttH", "new", 2)
+        assert repository.delete("ttH", "old") == [ModelVersion("ttH", 1)]
+        assert repository.aliases("ttH") == {"new": 2}
+        repository.delete("ttH")
+        assert repository.add("ttH", fill) == ModelVersion("ttH", 3)
+        assert repository.aliases("ttH") == {}
+
+    def test_an_alias_of_a_version_that_somebody_took_away_stands_for_nothing(
+        self, repository: Repository
+    ) -> None:
+        for _ in range(2):
+            repository.add("ttH", fill)
+        repository.set_alias("ttH", "production", 1)
+        shutil.rmtree(repository.root / "ttH" / "1")
+        assert repository.aliases("ttH") == {}
+        with pytest.raises(VersionMissingError, match=r"'ttH' has no alias 'production'. It has no aliases"):
+            repository.find("ttH:production")
+
+    def test_an_alias_that_is_missing_names_the_nearest(self, repository: Repository) -> None:
+        repository.add("ttH", fill)
+        repository.set_alias("ttH", "production")
+        with pytest.raises(VersionMissingError, match=r"no alias 'prodution'. Did you mean 'production'"):
+            repository.get("ttH", "prodution")
+        with pytest.raises(VersionMissingError, match=r"no version 7"):
+            repository.set_alias("ttH", "production", 7)
+        with pytest.raises(ModelMissingError):
+            repository.set_alias("other", "production")
+        assert repository.find("ttH:production") == ModelVersion("ttH", 1)
+
+    @pytest.mark.parametrize("alias", ["", "3", "3rd", ".x", "-x", "a/b", "../x", "a:b", "a b"])
+    def test_an_alias_that_cannot_be_is_refused(self, repository: Repository, alias: str) -> None:
+        repository.add("ttH", fill)
+        with pytest.raises(InvalidNameError):
+            repository.set_alias("ttH", alias)
+        with pytest.raises(InvalidNameError):
+            check_alias(alias)
+        assert repository.aliases("ttH") == {}
+
+    @pytest.mark.parametrize("alias", ["x", "production", "v1.0", "_", "A7"])
+    def test_what_may_be_an_alias_can_be_asked_for(self, repository: Repository, alias: str) -> None:
+        repository.add("ttH", fill)
+        repository.set_alias("ttH", check_alias(alias))
+        assert repository.find(f"ttH:{alias}") == ModelVersion("ttH", 1)
+
+    def test_what_others_put_beside_the_aliases_is_none(self, repository: Repository) -> None:
+        repository.add("ttH", fill)
+        repository.set_alias("ttH", "production")
+        folder = repository.root / ".aliases" / "ttH"
+        (folder / ".half-written").write_text("1\n")
+        (folder / "words").write_text("not a number")
+        assert repository.aliases("ttH") == {"production": 1}
+
+
 class TestNotation:
     @pytest.mark.parametrize(
-        ("text", "expected"), [("ttH", ("ttH", None)), ("ttH:3", ("ttH", 3)), ("a.b-c:10", ("a.b-c", 10))]
+        ("text", "expected"),
+        [
+            ("ttH", ("ttH", None)),
+            ("ttH:3", ("ttH", 3)),
+            ("a.b-c:10", ("a.b-c", 10)),
+            ("ttH:production", ("ttH", "production")),
+            ("ttH:v1.0-b", ("ttH", "v1.0-b")),
+        ],
     )
-    def test_name_and_version_are_split(self, text: str, expected: tuple[str, int | None]) -> None:
+    def test_name_and_version_or_alias_are_split(
+        self, text: str, expected: tuple[str, int | str | None]
+    ) -> None:
         assert ModelVersion.parse(text) == expected
 
     @pytest.mark.parametrize(
-        "text", ["", ":1", "ttH:", "ttH:0", "ttH:-1", "ttH:x", "ttH:1:2", "ttH:²", "ttH:01", "../a:1"]
+        "text",
+        [
+            "",
+            ":1",
+            "ttH:",
+            "ttH:0",
+            "ttH:-1",
+            "ttH:1x",
+            "ttH:1:2",
+            "ttH:x:y",
+            "ttH:²",
+            "ttH:01",
+            "ttH:.x",
+            "../a:1",
+        ],
     )
     def test_anything_else_is_refused(self, text: str) -> None:
         with pytest.raises(InvalidNameError):
