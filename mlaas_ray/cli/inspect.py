@@ -104,7 +104,8 @@ def inspect(
     inputs = _changed(
         inputs,
         include=tuple(include) if include else None,
-        exclude=tuple(exclude) if exclude else None,
+        # a job's labels and weights stay out
+        exclude=(*inputs.exclude, *exclude) if exclude else None,
         define={**inputs.define, **_definitions(define or [])} if define else None,
         select=select,
     )
@@ -146,7 +147,7 @@ def _asked(
 
         job = Job.load(files[0])
         key = getattr(job.split, "key", None)
-        return job.samples, job.wanted, job.reading, None if key is None else tuple(key)
+        return job.samples({}), job.wanted, job.reading, None if key is None else tuple(key)
     return [Sample(files, tree)], Inputs(), ReadingSettings(), None
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import typer
 
+from mlaas_ray.cli.compare import compare
 from mlaas_ray.cli.inspect import inspect
 from mlaas_ray.cli.materialize import materialize
 from mlaas_ray.cli.models import models_app
 from mlaas_ray.cli.output import Version
 from mlaas_ray.cli.predict import predict
 from mlaas_ray.cli.quickstart import quickstart
+from mlaas_ray.cli.schema import schema
 from mlaas_ray.cli.serve import serve
 from mlaas_ray.cli.train import train
+from mlaas_ray.cli.workflow import workflow
 
 app = typer.Typer(
     name="mlaas",
@@ -31,6 +34,7 @@ def mlaas(version: Version = False) -> None:
         [bold]mlaas inspect[/] data/*.root       what is in the files
         [bold]mlaas materialize[/] job.yaml -o DIR   keep what a job selects
         [bold]mlaas train[/] job.yaml            stream them, train, publish
+        [bold]mlaas compare[/] A B --data job.yaml   which of two models is better
         [bold]mlaas serve[/]                     answer predictions
         [bold]mlaas predict[/] NAME --event …    ask for one
 
@@ -41,10 +45,13 @@ def mlaas(version: Version = False) -> None:
 app.command("inspect")(inspect)
 app.command("materialize")(materialize)
 app.command("train")(train)
+app.command("compare")(compare)
 app.command("serve")(serve)
 app.add_typer(models_app, name="models")
 app.command("predict")(predict)
 app.command("quickstart")(quickstart)
+app.command("workflow")(workflow)
+app.command("schema")(schema)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from mlaas_ray.cli.output import Address, Json, command, emit, out
-from mlaas_ray.cli.train import show_inputs
+from mlaas_ray.cli.training import Display
 
 
 @command
@@ -32,7 +32,7 @@ def materialize(
     from mlaas_ray.workflows import Job
     from mlaas_ray.workflows.materialize import JOB, RECORD, materialize_job
 
-    record = materialize_job(Job.load(job), output, address=address, on_first_pass=show_inputs)
+    record = materialize_job(Job.load(job), output, address=address, on_first_pass=Display().first_pass)
     total = record["total"]
     if json:
         emit(

@@ -27,6 +27,7 @@ def models() -> None:
     mlaas models show higgs:2
     mlaas models publish runs/higgs --name higgs
     mlaas models publish model.onnx --name higgs --url http://127.0.0.1:8083
+    mlaas models alias higgs:2 production
     mlaas models delete higgs:1
     """
 
@@ -40,7 +41,8 @@ Url = Annotated[
     typer.Option("--url", "-u", help="Ask a running service instead, such as http://127.0.0.1:8083."),
 ]
 Model = Annotated[
-    str, typer.Argument(metavar="NAME[:VERSION]", help="The model; its newest version if alone.")
+    str,
+    typer.Argument(metavar="NAME[:VERSION]", help="The model, with a version or alias; alone, the newest."),
 ]
 MODELS = Path("models")
 
@@ -59,7 +61,13 @@ def list_models(repository: Repo = MODELS, url: Url = None, json_line: Json = Fa
         return
     table = Table("model", "versions", "format", "columns", "AUC", "created")
     for model in models:
-        numbers = ", ".join(map(str, model["versions"]))
+        names: dict[int, list[str]] = {}
+        for alias, number in model["aliases"].items():
+            names.setdefault(number, []).append(alias)
+        numbers = ", ".join(
+            f"{number} ({', '.join(names[number])})" if number in names else str(number)
+            for number in model["versions"]
+        )
         auc = "" if model["auc"] is None else f"{model['auc']:.4f}"
         error = f"[red]{escape(model['error'])}[/]" if model["error"] else str(model["format"])
         table.add_row(model["name"], numbers, error, str(model["width"] or ""), auc, model["created"] or "")
@@ -113,6 +121,26 @@ def publish(
 
 @models_app.command()
 @command
+def alias(
+    model: Model,
+    name: Annotated[str, typer.Argument(help="What to call the version, such as production.")],
+    repository: Repo = MODELS,
+    json_line: Json = False,
+) -> None:
+    """Let a name such as production stand for a version, in place of the one it stood for before."""
+    from mlaas_ray.repository import Repository
+
+    folder = Repository(repository)
+    version = folder.find(model)
+    folder.set_alias(version.name, name, version.version)
+    if json_line:
+        emit({"name": version.name, "version": version.version, "alias": name})
+    else:
+        out.print(f"{version.name}:{name} is {version}", highlight=False)
+
+
+@models_app.command()
+@command
 def delete(model: Model, repository: Repo = MODELS, url: Url = None, json_line: Json = False) -> None:
     """Delete a version (NAME:VERSION), or all versions of a model (NAME)."""
     if url:
@@ -136,10 +164,10 @@ def _local_models(folder: Path) -> list[dict[str, Any]]:
     repository = Repository(folder)
     models = []
     for name in repository.names():
-        row: dict[str, Any] = {"name": name, "versions": []}
+        row: dict[str, Any] = {"name": name, "versions": [], "aliases": {}}
         row |= {"format": None, "width": None, "auc": None, "created": None, "error": None}
         try:
-            row["versions"] = repository.versions(name)
+            row |= {"versions": repository.versions(name), "aliases": repository.aliases(name)}
             package = repository.get(name)
             row |= {"format": package.manifest.model_format, "width": package.signature.width}
             row |= {"auc": _auc(package.metrics), "created": _when(package.manifest.created.isoformat())}
@@ -157,6 +185,7 @@ def _remote_models(url: str) -> list[dict[str, Any]]:
             {
                 "name": model["name"],
                 "versions": model.get("versions", [model["version"]]),
+                "aliases": model.get("aliases", {}),
                 "format": model.get("format"),
                 "width": model.get("width"),
                 "auc": _auc(model.get("metrics", {})),
@@ -168,22 +197,26 @@ def _remote_models(url: str) -> list[dict[str, Any]]:
 
 
 def _local_details(folder: Path, model: str) -> dict[str, Any]:
-    from mlaas_ray.repository import ModelVersion, Repository
+    from mlaas_ray.repository import Repository
 
     repository = Repository(folder)
-    name, number = ModelVersion.parse(model)
-    version = repository.latest(name) if number is None else ModelVersion(name, number)
+    version = repository.find(model)
     package = repository.get(version.name, version.version)
-    return _details(version, package, repository.versions(name))
+    aliases = [name for name, number in repository.aliases(version.name).items() if number == version.version]
+    return _details(version, package, repository.versions(version.name), aliases)
 
 
-def _details(version: ModelVersion, package: ModelPackage, versions: list[int]) -> dict[str, Any]:
+def _details(
+    version: ModelVersion, package: ModelPackage, versions: list[int], aliases: list[str]
+) -> dict[str, Any]:
     features = package.features
     return {
         "name": version.name,
         "version": version.version,
         "versions": versions,
+        "aliases": aliases,
         "path": str(package.path),
+        "task": package.manifest.task,
         "format": package.manifest.model_format,
         "framework": package.manifest.framework,
         "created": package.manifest.created.isoformat(),

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from mlaas_ray.cli.output import Json, command, emit, err, out
-from mlaas_ray.cli.train import show_epoch, show_inputs
+from mlaas_ray.cli.training import Display
 
 
 @command
@@ -32,16 +32,16 @@ def quickstart(
     def say(text: str) -> None:
         err.print(text, highlight=False, soft_wrap=True)
 
-    done = run(
-        folder,
-        events=events,
-        framework=framework,
-        port=port,
-        keep=keep,
-        say=say,
-        on_first_pass=show_inputs,
-        on_epoch=show_epoch,
-    )
+    with Display() as display:
+        done = run(
+            folder,
+            events=events,
+            framework=framework,
+            port=port,
+            keep=keep,
+            say=say,
+            hooks=display.hooks,
+        )
     judged, speed = done.package.metrics["validation"], done.package.metrics["events_per_s"]
     if json:
         emit(

@@ -3,30 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from mlaas_ray.cli.output import Address, Json, command, emit, err, out
+from mlaas_ray.cli.output import Address, Json, command, emit, out
+from mlaas_ray.cli.training import Display
+from mlaas_ray.core.errors import JobError
 from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.repository import ModelVersion
+
+if TYPE_CHECKING:
+    from mlaas_ray.workflows.run_folder import RunFolder
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a key of the job; repeatable.", show_default=False
+    ),
+]
+Where = Annotated[
+    Path | None,
+    typer.Option(
+        "--repository",
+        help="The models' folder, unless the job says. Default: MLAAS_REPOSITORY, else ./models.",
+        show_default=False,
+    ),
+]
 
 
 @command
 def train(
-    job: Annotated[Path, typer.Argument(help="The job file (YAML).", show_default=False)],
-    publish: Annotated[
-        bool, typer.Option("--publish", help="Publish the model, even if the job file does not say so.")
-    ] = False,
-    repository: Annotated[
-        Path | None,
+    job: Annotated[Path | None, typer.Argument(help="The job file (YAML).", show_default=False)] = None,
+    changes: Set = None,
+    resume: Annotated[
+        str | None,
         typer.Option(
-            "--repository",
-            help="Where to publish, unless the job says. Default: MLAAS_REPOSITORY, else ./models.",
+            "--resume",
+            metavar="RUN",
+            help="Go on with an interrupted run: its folder or URL.",
             show_default=False,
         ),
     ] = None,
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME[:VERSION]",
+            help="Begin with the weights of a published model, on its columns.",
+            show_default=False,
+        ),
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Publish the model, even if the job file does not say so.")
+    ] = False,
+    repository: Where = None,
     address: Address = None,
     json: Json = False,
 ) -> None:
@@ -40,74 +72,84 @@ def train(
           background: {files: "background/*.root", label: 0}
         publish: {}
 
-    Everything else has a default; docs/job.md lists all keys.
+    Everything else has a default; docs/job.md lists all keys, and mlaas schema tells editors.
+
+        mlaas train job.yaml --set train.epochs=3 --set train.workers=2
+        mlaas train --resume runs/my-model-20261126-101500-ab12
+        mlaas train job.yaml --from my-model:production
     """
-    from mlaas_ray.workflows import Job
-    from mlaas_ray.workflows import publish as publish_package
+    from mlaas_ray.workflows import Job, published_if_wanted
+    from mlaas_ray.workflows import resume as go_on
     from mlaas_ray.workflows import train as run
 
-    described = Job.load(job)
-    package = run(described, address=address, on_first_pass=show_inputs, on_epoch=show_epoch)
-    version = (
-        publish_package(described, package, repository) if publish or described.publish is not None else None
-    )
+    if (job is None) == (resume is None):
+        raise JobError("there is no job to train", "Give a job file, or --resume RUN")
+    if resume is not None and first is not None:
+        raise JobError("a run that goes on has weights of its own", "Leave out --from")
+    with Display() as display:
+        if resume is not None:
+            described, package = go_on(resume, address=address, hooks=display.hooks, changes=changes or [])
+        else:
+            assert job is not None
+            described = Job.load(job, changes or [])
+            begin = _published(described, first, repository) if first else None
+            package = run(described, address=address, hooks=display.hooks, first=begin)
+    decision = published_if_wanted(described, package, repository, wanted=publish, address=address)
+    assert display.run is not None
     if json:
-        emit(result(package, version))
+        emit(result(package, display.run, decision.version, decision.reason))
     else:
-        _show_result(package, version)
+        show_result(package, display.run, decision.version, decision.reason)
 
 
-def result(package: ModelPackage, version: ModelVersion | None) -> dict[str, Any]:
+def _published(job: Any, name: str, repository: Path | None) -> ModelPackage:
+    from mlaas_ray.repository import Repository
+    from mlaas_ray.workflows.train import repository_of
+
+    models = Repository(repository_of(job, repository))
+    version = models.find(name)
+    return models.get(version.name, version.version)
+
+
+def result(
+    package: ModelPackage, run: RunFolder, version: ModelVersion | None = None, reason: str = ""
+) -> dict[str, Any]:
     """Return what ``--json`` prints."""
     metrics = package.metrics
     return {
         "name": version.name if version else package.name,
-        "package": str(package.path),
+        "run": run.url,
+        "package": run.place("package"),
+        "report": run.place("package", "report.html"),
         "version": version.version if version else None,
+        **({"not_published": reason} if reason and version is None else {}),
         "metrics": {key: metrics[key] for key in ("validation", "training") if key in metrics},
         "events_per_s": metrics["events_per_s"],
         "seconds": metrics["seconds"],
+        "export_difference": metrics["export_difference"],
     }
 
 
-def show_inputs(found: Any) -> None:
-    """Print what the first pass found, on standard error."""
-    counts = ", ".join(
-        f"{sample.name} {sum(f.entries for f in found.files if f.dataset == index):,}"
-        for index, sample in enumerate(found.samples)
-    )
-    err.print(
-        f"{found.entries:,} events in {len(found.files)} files ({counts}); {found.features.width} inputs",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def show_epoch(report: Any) -> None:
-    """Print a line an epoch, on standard error."""
-    err.print(
-        f"epoch {report.epoch:>3}/{report.epochs}   loss {report.loss:.4f}   validation: "
-        f"loss {report.validation_loss:.4f}  AUC {report.auc:.4f}  accuracy {report.accuracy:.4f}   "
-        f"{report.events_per_s:,.0f} events/s",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _show_result(package: ModelPackage, version: ModelVersion | None) -> None:
+def show_result(
+    package: ModelPackage, run: RunFolder, version: ModelVersion | None = None, reason: str = ""
+) -> None:
+    """Print what came of a training."""
     judged = package.metrics["validation"]
     table = Table(show_header=False, box=None)
-    for name, value in (
-        ("model", f"{version}" if version else package.name),
-        ("validation AUC", f"{judged['auc']:.4f}"),
-        ("validation loss", f"{judged['loss']:.4f}"),
-        ("validation accuracy", f"{judged['accuracy']:.4f}"),
+    table.add_row("model", f"{version}" if version else package.name)
+    for name, value in judged.items():
+        if name != "events":
+            table.add_row(f"validation {'AUC' if name == 'auc' else name}", f"{value:.4f}")
+    for name, text in (
         ("events/s in training", f"{package.metrics['events_per_s']:,.0f}"),
-        ("package", str(package.path)),
+        ("package", run.place("package")),
+        ("report", run.place("package", "report.html")),
     ):
-        table.add_row(name, value)
-    out.print(table)
+        table.add_row(name, text)
+    out.print(table, soft_wrap=True)
+    if reason:
+        out.print(reason, highlight=False, soft_wrap=True)
     if version:
         out.print(f"next: mlaas models show {version}, or mlaas serve", highlight=False)
     else:
-        out.print(f"next: mlaas models publish {package.path}", highlight=False, soft_wrap=True)
+        out.print(f"next: mlaas train --resume {run} --publish", highlight=False, soft_wrap=True)

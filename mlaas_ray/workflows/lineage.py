@@ -22,6 +22,7 @@ PACKAGES = (
     "tensorflow",
     "torch",
     "uproot",
+    "xgboost",
     "xrootd",
 )
 

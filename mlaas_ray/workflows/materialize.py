@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from mlaas_ray.core.errors import DataError
-from mlaas_ray.streaming import FirstPass, first_pass, identifiers, materialize
+from mlaas_ray.streaming import FirstPass, Sample, first_pass, identifiers, materialize
 from mlaas_ray.workflows.cluster import connected, durable
 from mlaas_ray.workflows.job import Job
+from mlaas_ray.workflows.sums import summed
 
 JOB = "job.yaml"
 RECORD = "record.json"
@@ -45,8 +46,9 @@ def materialize_job(
         DataError: Naming the file, tree and branch that cannot be used.
     """
     folder = durable(output)
-    samples = [sample.found(job.reading.redirectors) for sample in job.samples]
+    samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
     with connected(address):
+        samples = summed(job, samples)
         found = first_pass(samples, job.wanted, reading=job.reading, key=job.split.key, progress=progress)
         if on_first_pass:
             on_first_pass(found)
@@ -55,16 +57,20 @@ def materialize_job(
         document = record.document()
     if document["total"]["read"] == 0:
         raise DataError(f"no event is left of {document['total']['planned']:,}", "Look at the selection")
-    (folder / JOB).write_text(yaml.safe_dump(_job(job, found, folder), sort_keys=False))
+    (folder / JOB).write_text(yaml.safe_dump(_job(job, found, folder, samples), sort_keys=False))
     return document
 
 
-def _job(job: Job, found: FirstPass, folder: Path) -> dict[str, Any]:
+def _job(job: Job, found: FirstPass, folder: Path, samples: list[Sample]) -> dict[str, Any]:
     """Return the job with the shards in place of its files."""
     given: dict[str, Any] = job.model_dump(mode="json", exclude_unset=True)
-    given["datasets"] = {
-        name: {"files": str(folder / name), "label": dataset.label} for name, dataset in job.datasets.items()
-    }
+    for sample in samples:
+        dataset = given["datasets"][sample.name]
+        for key in ("das", "tree"):
+            dataset.pop(key, None)
+        dataset["files"] = str(folder / sample.name)
+        if "sum_weights" in dataset and "sum_weights" in sample.constants:
+            dataset["sum_weights"] = sample.constants["sum_weights"]  # the shards have no other trees
     given["split"] = {**given.get("split", {}), "key": list(identifiers(found))}
     # the branches by name: a glob, or none, would take the identifiers for inputs
     inputs = given.setdefault("inputs", {})

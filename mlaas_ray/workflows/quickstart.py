@@ -20,12 +20,10 @@ from mlaas_ray.core.flatten import flatten_events
 from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.inference import ServiceSettings, running_service
 from mlaas_ray.inference.environment import refuse_taken_port
-from mlaas_ray.streaming import FirstPass
-from mlaas_ray.training import EpochReport
 from mlaas_ray.workflows.cluster import connected
 from mlaas_ray.workflows.job import Job
 from mlaas_ray.workflows.toy import TREE, Process, write_sample
-from mlaas_ray.workflows.train import publish, train
+from mlaas_ray.workflows.train import Hooks, publish, train
 
 EVENTS = 50_000
 WORKERS = 2
@@ -69,8 +67,7 @@ def quickstart(
     port: int = 8083,
     keep: bool = False,
     say: Callable[[str], None] = print,
-    on_first_pass: Callable[[FirstPass], None] | None = None,
-    on_epoch: Callable[[EpochReport], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> Quickstart:
     """Simulate, inspect, train, publish, serve and ask.
 
@@ -81,8 +78,7 @@ def quickstart(
         port: Where the service listens.
         keep: Leave the service running.
         say: Told of each step.
-        on_first_pass: Called with what the first pass found.
-        on_epoch: Called after each epoch.
+        hooks: What to call while it trains.
 
     Raises:
         MlaasError: From whichever step.
@@ -101,7 +97,7 @@ def quickstart(
     job = Job.load(_write_job(folder, files, framework))
     with connected():
         say(f"training on {WORKERS} workers with {framework} (the job: {folder / 'job.yaml'})")
-        package = train(job, on_first_pass=on_first_pass, on_epoch=on_epoch)
+        package = train(job, hooks=hooks)
     version = publish(job, package, settings.repository)
     say(f"published {version} in {settings.repository}; starting the service")
     event = first_event(files["signal"])

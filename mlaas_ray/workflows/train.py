@@ -1,27 +1,64 @@
-"""train: a job to a model package; publish: the package to the repository."""
+"""train: a job to a model package; resume: an interrupted run; publish: a package to the repository."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 
-from mlaas_ray.core.errors import JobError
-from mlaas_ray.core.location import locate
-from mlaas_ray.core.package import ModelPackage, staging, write_package
+from mlaas_ray.core.package import MANIFEST, ModelPackage, staging, write_package
+from mlaas_ray.core.task import Task
 from mlaas_ray.repository import ModelVersion, Repository
-from mlaas_ray.streaming import FirstPass, Record, first_pass, new_record, plan_reader, read_events
-from mlaas_ray.training import EpochReport, TrainedModel, fit
+from mlaas_ray.streaming import (
+    Census,
+    FirstPass,
+    Record,
+    first_pass,
+    new_record,
+    planned_events,
+    take_census,
+)
+from mlaas_ray.training import EpochReport, StepReport, TrainedModel, fit
 from mlaas_ray.workflows.cluster import connected, durable
 from mlaas_ray.workflows.job import Job
+from mlaas_ray.workflows.keeping import begin, first_weights, kept_features, kept_job, kept_task
+from mlaas_ray.workflows.learning import task_of, weighting_of
 from mlaas_ray.workflows.lineage import lineage
+from mlaas_ray.workflows.logs import logged
+from mlaas_ray.workflows.run_folder import RunFolder, filesystem, scratch
+from mlaas_ray.workflows.sums import summed
+
+RECORD = "record.json"
+PACKAGE = "package"
+TRAINING = "training"
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What is told of a training while it goes on.
+
+    Attributes:
+        on_run: Called with the run's folder, once it is known.
+        on_first_pass: Called with what the first pass found.
+        on_census: Called with how many events of what there are.
+        on_step: Called about every second.
+        on_epoch: Called after each epoch.
+    """
+
+    on_run: Callable[[RunFolder], None] | None = None
+    on_first_pass: Callable[[FirstPass], None] | None = None
+    on_census: Callable[[Census], None] | None = None
+    on_step: Callable[[StepReport], None] | None = None
+    on_epoch: Callable[[EpochReport], None] | None = None
 
 
 def train(
@@ -29,8 +66,8 @@ def train(
     *,
     address: str | None = None,
     progress: bool | None = None,
-    on_first_pass: Callable[[FirstPass], None] | None = None,
-    on_epoch: Callable[[EpochReport], None] | None = None,
+    hooks: Hooks | None = None,
+    first: ModelPackage | None = None,
 ) -> ModelPackage:
     """Train what a job describes.
 
@@ -38,88 +75,186 @@ def train(
         job: The job.
         address: Ray cluster; see :func:`~mlaas_ray.workflows.cluster.connected`.
         progress: Whether the first pass shows a bar; None for only on a terminal.
-        on_first_pass: Called with what the first pass found.
-        on_epoch: Called after each epoch.
+        hooks: What to call meanwhile.
+        first: A package whose weights to begin with; its columns and task are taken too.
 
     Returns:
         The package, in a folder of its own below ``job.storage``. Its metrics hold ``validation`` (``auc``,
-        ``loss``, ``accuracy``), ``training``, ``history``, ``events`` (seen in all epochs), ``seconds`` (of
-        training) and ``events_per_s``.
+        ``loss``, ``accuracy``, …), ``training``, ``history``, ``events`` (seen in all epochs), ``seconds``
+        (of training), ``events_per_s``, ``time``, ``importance`` and ``export_difference``.
 
     Raises:
         JobError: When the job contradicts itself.
         DataError: Naming the file, tree and branch that cannot be used.
         ModelError: When the model cannot be built, trained or exported.
     """
-    job.check_labels()
-    storage = _storage(job)
-    run = storage / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    name = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    run = RunFolder(RunFolder(job.storage).place(name))
+    return _run(job, run, address, progress, hooks or Hooks(), first)
+
+
+def resume(
+    run: str | Path,
+    *,
+    address: str | None = None,
+    progress: bool | None = None,
+    hooks: Hooks | None = None,
+    changes: Sequence[str] = (),
+) -> tuple[Job, ModelPackage]:
+    """Go on with a run that was interrupted, from its last checkpoint.
+
+    Args:
+        run: Its folder or URL.
+        address: Ray cluster.
+        progress: Whether the first pass shows a bar.
+        hooks: What to call meanwhile.
+        changes: What to change of the run's job, as in ``train.workers=3``.
+
+    Returns:
+        The run's job, and its package.
+
+    Raises:
+        JobError: When there is no such run, or its files have changed.
+        MlaasError: As of :func:`train`.
+    """
+    folder = RunFolder(run)
+    job = kept_job(folder, changes)
+    if folder.exists(f"{PACKAGE}/{MANIFEST}"):
+        _tell((hooks or Hooks()).on_run, folder)
+        return job, ModelPackage(folder.fetch(PACKAGE))
+    return job, _run(job, folder, address, progress, hooks or Hooks(), None)
+
+
+def _run(
+    job: Job,
+    run: RunFolder,
+    address: str | None,
+    progress: bool | None,
+    hooks: Hooks,
+    first: ModelPackage | None,
+) -> ModelPackage:
+    """Train in a run's folder, from its last checkpoint if there is one."""
     # a name that matches nothing is told before a cluster is started
-    samples = [sample.found(job.reading.redirectors) for sample in job.samples]
+    samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
     with connected(address):
-        found = first_pass(samples, job.wanted, reading=job.reading, key=job.split.key, progress=progress)
-        if on_first_pass:
-            on_first_pass(found)
-        with recorded(found, job, run / "record.json") as record:
-            trained = _trained(job, found, record, run, on_epoch)
-    with staging(run / "package") as folder:
-        # what the training layer exported: the model file(s) and the sample
+        samples = summed(job, samples)
+        found = first_pass(
+            samples,
+            job.wanted,
+            reading=job.reading,
+            key=job.split.key,
+            features=kept_features(run, first),
+            progress=progress,
+        )
+        _tell(hooks.on_first_pass, found)
+        classes = 0 if job.kind == "regression" else job.class_count
+        census = take_census(found, reading=job.reading, classes=classes, progress=progress)
+        _tell(hooks.on_census, census)
+        task = kept_task(run, first) or task_of(job, census)
+        begin(job, run, found, census, task, first)
+        _tell(hooks.on_run, run)
+        with recorded(found, job, run) as record, logged(run) as logs:
+
+            def on_epoch(report: EpochReport) -> None:
+                logs.add(report)
+                _tell(hooks.on_epoch, report)
+
+            trained = _trained(job, found, census, task, record, run, hooks, on_epoch)
+    return _packaged(job, run, found, census, task, trained)
+
+
+def _trained(
+    job: Job,
+    found: FirstPass,
+    census: Census,
+    task: Task,
+    record: Record,
+    run: RunFolder,
+    hooks: Hooks,
+    on_epoch: Callable[[EpochReport], None],
+) -> TrainedModel:
+    """Train on what the first pass found, in the mode that suits where the workers are."""
+    learn, judge = job.split.parts
+    options: dict[str, Any] = {
+        "seed": job.seed,
+        "reading": job.reading,
+        "record": record,
+        "shares": job.shares,
+        "mode": reading_mode(job.reading.mode, job.train.gpus_per_worker > 0),
+        "classes": task.classes,
+    }
+    path, files = filesystem(run.url)
+    return fit(
+        planned_events(found, part=learn, shuffle=True, name="train", **options),
+        planned_events(found, part=judge, name="validation", **options),
+        found.features,
+        name=TRAINING,
+        task=task,
+        model=job.model.name,
+        options=job.model.options,
+        framework=job.framework,
+        settings=job.train,
+        weighting=weighting_of(job, census),
+        expected=round(census.total.events * (learn[1] - learn[0])),
+        seed=job.seed,
+        storage=path,
+        filesystem=files,
+        resume=True,
+        first_weights=first_weights(run),
+        on_epoch=on_epoch,
+        on_step=hooks.on_step,
+    )
+
+
+def _packaged(
+    job: Job, run: RunFolder, found: FirstPass, census: Census, task: Task, trained: TrainedModel
+) -> ModelPackage:
+    """Write the package, and the report of what came of the training."""
+    from mlaas_ray.workflows.report import write_report
+
+    home = Path(run.url) if run.is_local else scratch()
+    with staging(home / PACKAGE) as folder:
+        # what the training layer exported: the model file(s), the answers, the state
         shutil.copytree(trained.folder, folder, dirs_exist_ok=True)
+        metrics = {
+            **trained.metrics,
+            "events": trained.events,
+            "seconds": trained.seconds,
+            "events_per_s": trained.events_per_s,
+        }
+        page = write_report(home / "report", folder, job, found.features, census, task, metrics)
+        shutil.copyfile(page, folder / page.name)
         write_package(
             folder,
             name=job.name,
             framework=job.framework,
             model_format=trained.model_format,
             signature=trained.signature,
-            task="binary",
+            task=task,
             features=found.features,
-            labels=job.classes,
-            metrics={
-                **trained.metrics,
-                "events": trained.events,
-                "seconds": trained.seconds,
-                "events_per_s": trained.events_per_s,
-            },
+            labels=list(task.names) if task.classes else [],
+            metrics=metrics,
             lineage=lineage(job, found),
         )
-    return ModelPackage(run / "package")
+    if not run.is_local:
+        run.put(home / "report", "report")
+        run.put(home / PACKAGE, PACKAGE, last=MANIFEST)
+    return ModelPackage(home / PACKAGE)
 
 
-def _trained(
-    job: Job,
-    found: FirstPass,
-    record: Record,
-    run: Path,
-    on_epoch: Callable[[EpochReport], None] | None,
-) -> TrainedModel:
-    """Train on what the first pass found, in the mode that suits where the workers are."""
-    mode = reading_mode(job.reading.mode, job.train.gpus_per_worker > 0)
-    learn, judge = job.split.parts
-    common: dict[str, Any] = {"seed": job.seed, "reading": job.reading, "record": record}
-    options = {**common, "shares": job.shares, "mode": mode}
-    return fit(
-        read_events(found, part=learn, shuffle=True, name="train", **options),
-        read_events(found, part=judge, name="validation", **options),
-        found.features,
-        name=job.name,
-        model=job.model,
-        framework=job.framework,
-        settings=job.train,
-        seed=job.seed,
-        reader=plan_reader(found, **common) if mode == "plan" else None,
-        storage=run,
-        on_epoch=on_epoch,
-    )
+def _tell(hook: Callable[[Any], None] | None, what: Any) -> None:
+    if hook is not None:
+        hook(what)
 
 
 @contextmanager
-def recorded(found: FirstPass, job: Job, path: Path) -> Iterator[Record]:
+def recorded(found: FirstPass, job: Job, run: RunFolder) -> Iterator[Record]:
     """Keep the record of what a block reads, and write it when the block ends, however it ends."""
     record = new_record(found, job.reading)
     try:
         yield record
     finally:
-        record.write(path)
+        run.write(RECORD, json.dumps(record.document(), indent=1))
 
 
 def reading_mode(wish: Literal["auto", "block", "plan"], on_gpus: bool) -> Literal["block", "plan"]:
@@ -143,7 +278,7 @@ def reading_mode(wish: Literal["auto", "block", "plan"], on_gpus: bool) -> Liter
 def publish(
     job: Job, package: ModelPackage, repository: str | os.PathLike[str] | None = None
 ) -> ModelVersion:
-    """Put a package into the repository.
+    """Put a package into the repository, under the aliases that the job wants.
 
     Args:
         job: Its ``publish`` section may name the model and the repository.
@@ -151,17 +286,20 @@ def publish(
         repository: Folder to use where the job names none; None for ``MLAAS_REPOSITORY`` or ``./models``.
 
     Returns:
-        Name and version.
+        Name and version; those it has already, when it was published before.
     """
     wish = job.publish
+    models = Repository(repository_of(job, repository))
+    name = (wish and wish.name) or package.name
+    # a run that is gone on with after its end, or a command given twice, makes no second version
+    version = models.holding(package, name) or models.publish(package, name)
+    for alias in wish.aliases if wish else ():
+        models.set_alias(version.name, alias, version.version)
+    return version
+
+
+def repository_of(job: Job, repository: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of the repository that a job publishes to; arguments as of :func:`publish`."""
+    wish = job.publish
     folder = (wish and wish.repository) or repository or os.environ.get("MLAAS_REPOSITORY") or "models"
-    return Repository(durable(folder)).publish(package, wish.name if wish else None)
-
-
-def _storage(job: Job) -> Path:
-    location = locate(job.storage)
-    if not location.is_local:
-        raise JobError(
-            f"storage {job.storage!r} is no folder", "Give a folder that all nodes of the cluster see"
-        )
-    return durable(location.path)
+    return durable(folder)

@@ -95,6 +95,35 @@ def test_options_that_are_wrong_are_told_before_a_cluster_is_started(
 
 
 @pytest.mark.usefixtures("ray_local")
+def test_a_job_file_shows_what_its_training_would_see(tmp_path: Path) -> None:
+    """Neither what tells the label, nor what an event weighs."""
+    one, other = (
+        write(tmp_path / f"{name}.root", truth=np.arange(200) % 3, w=np.ones(200), x=np.ones(200))
+        for name in ("one", "other")
+    )
+    (tmp_path / "job.yaml").write_text(
+        f"""
+datasets:
+  one: {{files: {one}, label: {{branch: truth}}, xsec: 2.0}}
+  other: {{files: {other}, label: 0, xsec: 3.0}}
+task: {{classes: [u, c, b]}}
+define: {{twice: 2 * MET_pt}}
+weights: w * xsec
+split: {{key: n}}
+"""
+    )
+    done = inspect(tmp_path / "job.yaml", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [feature["name"] for feature in found["features"]] == ["MET_pt", "n", "twice", "x"]
+    assert (found["key"], found["entries"]) == (["n"], 400)
+    assert [file["dataset"] for file in found["files"]] == ["one", "other"]
+    # what an option leaves out is left out, too
+    less = json.loads(inspect(tmp_path / "job.yaml", "--exclude", "x", "--json").stdout)
+    assert [feature["name"] for feature in less["features"]] == ["MET_pt", "n", "twice"]
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_asked_again_neither_ray_nor_a_reader_is_loaded(tmp_path: Path) -> None:
     path = write(tmp_path / "a.root")
     first = inspect(path, "--json")

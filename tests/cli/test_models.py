@@ -63,8 +63,35 @@ def test_a_damaged_package_does_not_hide_the_others(mlaas, repository, onnx_pack
     assert [bool(row["error"]) for row in rows] == [True, False]
 
 
+def test_an_alias_is_given_shown_and_moved(mlaas, repository, onnx_package):
+    where = ("--repository", repository.root)
+    for _ in range(2):
+        repository.publish(onnx_package)
+    given = mlaas("alias", "toy:1", "production", "--json", *where)
+    assert json.loads(given.stdout) == {"name": "toy", "version": 1, "alias": "production"}
+    assert "toy:candidate is toy:2" in mlaas("alias", "toy", "candidate", *where).output
+    assert "1 (production), 2 (candidate)" in mlaas("list", *where).output
+    (row,) = json.loads(mlaas("list", "--json", *where).stdout)["models"]
+    assert row["aliases"] == {"candidate": 2, "production": 1}
+    shown = json.loads(mlaas("show", "toy:production", "--json", *where).stdout)
+    assert (shown["version"], shown["aliases"]) == (1, ["production"])
+    # on to where another alias is
+    assert "toy:production is toy:2" in mlaas("alias", "toy:candidate", "production", *where).output
+    assert repository.aliases("toy") == {"candidate": 2, "production": 2}
+    assert json.loads(mlaas("delete", "toy:production", "--json", *where).stdout) == {"deleted": ["toy:2"]}
+    assert (repository.versions("toy"), repository.aliases("toy")) == ([1], {})
+
+
 @pytest.mark.parametrize(
-    "arguments", [("show", "none"), ("show", "a:b"), ("delete", "none"), ("publish", "/nowhere")]
+    "arguments",
+    [
+        ("show", "none"),
+        ("show", "a:b"),
+        ("delete", "none"),
+        ("publish", "/nowhere"),
+        ("alias", "none", "production"),
+        ("alias", "none:3", "3rd"),
+    ],
 )
 def test_what_cannot_be_is_one_line_and_status_2(mlaas, repository, arguments):
     found = mlaas(*arguments, "--repository", repository.root, code=2)

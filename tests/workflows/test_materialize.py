@@ -38,10 +38,10 @@ def job(samples: dict[str, Path], tmp_path: Path) -> Job:
 
 def rows_of(job: Job, part: tuple[float, float]) -> np.ndarray:
     """Return the rows of a job's part, in an order of their own."""
-    found = first_pass(job.samples, job.wanted, reading=job.reading, key=job.split.key)
+    found = first_pass(job.samples({}), job.wanted, reading=job.reading, key=job.split.key)
     dataset = read_events(found, part=part, seed=job.seed)
     batches = dataset.iter_batches(batch_size=None, batch_format="numpy")
-    rows = np.concatenate([np.column_stack([batch["y"], batch["x"]]) for batch in batches])
+    rows = np.concatenate([np.column_stack([batch["y"], batch["weight"], batch["x"]]) for batch in batches])
     return rows[np.lexsort(rows.T)]
 
 
@@ -59,6 +59,22 @@ def test_the_shards_give_the_events_of_the_originals_on_the_same_side(job: Job, 
     assert json.loads((output / "record.json").read_text())["total"]["read"] == total["read"]
     features = FeatureSpec.from_json((output / "features.json").read_text())
     assert features.width == 5
+
+
+def test_labels_and_weights_are_in_the_shards_too(job: Job, tmp_path: Path) -> None:
+    content = job.model_dump(mode="json", exclude_unset=True)
+    for dataset in content["datasets"].values():
+        dataset["label"] = {"expression": "nMuon > 0"}
+    content["datasets"]["signal"]["xsec"] = 3.0
+    content["datasets"]["background"]["xsec"] = 5.0
+    content["weights"] = "xsec * (MET_phi + 4)"
+    job = Job.of(content, "the job").checked(tmp_path)
+    materialize_job(job, tmp_path / "shards")
+    again = Job.load(tmp_path / "shards" / "job.yaml")
+    original = rows_of(job, (0.0, 1.0))
+    assert set(original[:, 0]) == {0.0, 1.0}
+    assert len(np.unique(original[:, 1])) > 100
+    np.testing.assert_array_equal(rows_of(again, (0.0, 1.0)), original)
 
 
 def test_an_interrupted_run_goes_on_with_what_is_missing(job: Job, tmp_path: Path) -> None:

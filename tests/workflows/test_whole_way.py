@@ -56,9 +56,9 @@ def raw_events(package: ModelPackage, rows: dict[str, Any]) -> list[dict[str, An
 
 def answers(package: ModelPackage, url: str, model: str, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Give each way's answers to the same events."""
-    sample = np.load(package.path / "sample.npz")
-    rows = {name: sample[name][:EVENTS] for name in sample.files}
-    yield "in memory", rows["prediction"]
+    with np.load(package.path / "sample.npz") as sample:
+        rows = {name: values[:EVENTS] for name, values in sample.items()}
+    yield "in memory", rows["prediction"][:, 0]
     events = raw_events(package, rows)
     x = flatten_events(events, package.features)
     np.testing.assert_array_equal(x, rows["x"])
@@ -110,7 +110,10 @@ def check_all_ways(package: ModelPackage, repository: Path, folder: Path) -> Non
         np.testing.assert_allclose(values, reference, rtol=0, atol=TOLERANCE, err_msg=way)
 
 
-@pytest.mark.parametrize("framework", ["torch", "keras"])
+@pytest.mark.parametrize(
+    "framework",
+    ["torch", pytest.param("keras", marks=pytest.mark.slow), pytest.param("xgboost", marks=pytest.mark.slow)],
+)
 @pytest.mark.usefixtures("ray_local")
 def test_five_ways_give_the_same_answer(
     framework: str, write_job: Callable[..., Path], tmp_path: Path

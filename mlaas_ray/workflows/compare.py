@@ -1,0 +1,273 @@
+"""compare: two models on the same held-out events, with uncertainties."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from mlaas_ray.core.errors import JobError, PackageError
+from mlaas_ray.core.package import ModelPackage
+from mlaas_ray.core.task import Task
+from mlaas_ray.inference.runtimes import load_runtime
+from mlaas_ray.streaming import PlannedEvents, first_pass, planned_events
+from mlaas_ray.training.batches import block_arrays
+from mlaas_ray.training.metrics import losses
+from mlaas_ray.workflows.cluster import connected
+from mlaas_ray.workflows.job import Job
+from mlaas_ray.workflows.sums import summed
+
+Array = npt.NDArray[Any]
+Verdict = Literal["better", "worse", "not significantly different"]
+
+# Two samples of the same distribution are further apart than this once in twenty times.
+SIGNIFICANT = 1.96
+REPLICAS = 400
+_IDS = ("dataset", "file", "entry")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of two models, and its difference.
+
+    Attributes:
+        first: Of the first model.
+        first_error: Its standard error.
+        second: Of the second.
+        second_error: Its standard error.
+        difference: Second minus first.
+        error: Standard error of the difference: of paired events, so smaller than the others suggest.
+    """
+
+    first: float
+    first_error: float
+    second: float
+    second_error: float
+    difference: float
+    error: float
+
+    @property
+    def deviations(self) -> float:
+        """The difference in standard errors."""
+        if self.error > 0:
+            return self.difference / self.error
+        return 0.0 if self.difference == 0 else math.copysign(math.inf, self.difference)
+
+    @property
+    def p_value(self) -> float:
+        """Probability of such a difference, or a larger one, between equally good models."""
+        return math.erfc(abs(self.deviations) / math.sqrt(2))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same events.
+
+    Attributes:
+        score: ``auc`` (over several classes the mean) or ``r2``: the larger the better.
+        loss: The smaller the better.
+        events: How many were compared.
+        part: Of the split: ``test`` or ``validation``.
+    """
+
+    score: Measure
+    loss: Measure
+    events: int
+    part: str
+    name: str
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the second is better."""
+        if abs(self.score.deviations) < SIGNIFICANT:
+            return "not significantly different"
+        return "better" if self.score.difference > 0 else "worse"
+
+    def sentence(self, first: str, second: str) -> str:
+        """Return the verdict in words."""
+        score = self.score
+        label = {"auc": "AUC", "r2": "R²"}[self.name]
+        return (
+            f"{second} is {self.verdict} {'from' if 'not' in self.verdict else 'than'} {first} on "
+            f"{self.events:,} {self.part} events: {label} {score.second:.4f} against {score.first:.4f}, "
+            f"difference {score.difference:+.4f} ± {score.error:.4f} (p = {score.p_value:.2g})"
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON, which knows no infinity: a difference without error has no ``deviations``."""
+        measures = {
+            name: {
+                **asdict(measure),
+                "deviations": measure.deviations if math.isfinite(measure.deviations) else None,
+                "p_value": measure.p_value,
+            }
+            for name, measure in ((self.name, self.score), ("loss", self.loss))
+        }
+        return {"verdict": self.verdict, "events": self.events, "part": self.part, **measures}
+
+
+def compare(
+    first: ModelPackage,
+    second: ModelPackage,
+    job: Job,
+    *,
+    address: str | None = None,
+    progress: bool | None = None,
+) -> Comparison:
+    """Ask two models about the same held-out events, each on columns of its own.
+
+    Args:
+        first: One package.
+        second: The other.
+        job: Says which files, how they are split, labels and weights. The events are those of the test part,
+            or, where there is none, of the validation part.
+        address: Ray cluster.
+        progress: Whether to show a bar.
+
+    Raises:
+        PackageError: When a package does not say what it answers, or they answer different questions.
+        DataError: Naming the file, tree and branch that cannot be used.
+    """
+    task = _common_task(first, second)
+    samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
+    with connected(address):
+        samples = summed(job, samples)
+        answers = [_answers(package, task, samples, job, progress) for package in (first, second)]
+    one, other = (_ordered(answer) for answer in answers)
+    if len(one["entry"]) != len(other["entry"]) or any((one[n] != other[n]).any() for n in _IDS):
+        raise JobError(
+            "the two models do not select the same events", "Compare models with the same select and split"
+        )
+    if not len(one["entry"]):
+        raise JobError("there are no held-out events", "Enlarge split.test or split.validation")
+    part = "test" if job.split.test else "validation"
+    return compared(one["prediction"], other["prediction"], one["y"], one["weight"], task, part)
+
+
+def compared(one: Array, other: Array, y: Array, weight: Array, task: Task, part: str) -> Comparison:
+    """Compare answers ``(events, outputs)`` to the same events.
+
+    Errors are those of a Poisson bootstrap: each replica counts every event 0, 1, 2, … times.
+    """
+    random = np.random.default_rng(0)
+    w = np.maximum(weight.astype(np.float64), 0.0)
+    measures = [_Score(answers, y, task) for answers in (one, other)]
+    each = [losses(task, answers, y) for answers in (one, other)]
+    nominal = [measure.of(w) for measure in measures]
+    means = [float(w @ loss) / (float(w.sum()) or 1.0) for loss in each]
+    scores, averages = np.empty((REPLICAS, 2)), np.empty((REPLICAS, 2))
+    for number in range(REPLICAS):
+        replica = w * random.poisson(1.0, len(w))
+        total = float(replica.sum()) or 1.0
+        scores[number] = [measure.of(replica) for measure in measures]
+        averages[number] = [float(replica @ loss) / total for loss in each]
+    return Comparison(_measure(nominal, scores), _measure(means, averages), len(w), part, task.score)
+
+
+class _Score:
+    """The task's score of some answers, for any weights: what can be sorted is sorted once."""
+
+    def __init__(self, answers: Array, y: Array, task: Task) -> None:
+        self._task = task
+        self._truth = y.reshape(len(y), -1).astype(np.float64)
+        self._answers = answers.astype(np.float64)
+        self._sorted = []
+        if task.classes:
+            numbers = [1] if task.kind == "binary" else range(task.classes)
+            for column, label in enumerate(numbers):
+                order = np.argsort(answers[:, column], kind="stable")
+                score = answers[order, column]
+                starts = np.flatnonzero(np.append(True, score[1:] != score[:-1]))
+                self._sorted.append((order, starts, y[order] == label))
+
+    def of(self, weight: Array) -> float:
+        if self._task.classes:
+            return float(np.mean([_area(weight[order], *rest) for order, *rest in self._sorted]))
+        total = float(weight.sum()) or 1.0
+        mean = weight @ self._truth / total
+        variance = weight @ (self._truth - mean) ** 2 / total
+        unexplained = weight @ (self._answers - self._truth) ** 2 / total
+        return float(np.mean(1 - unexplained / np.where(variance > 0, variance, 1.0)))
+
+
+def _area(weight: Array, starts: Array, signal: Array) -> float:
+    """Return the area under the ROC curve of events in the order of their scores; ties count half."""
+    background = np.add.reduceat(np.where(signal, 0.0, weight), starts)
+    own = np.add.reduceat(np.where(signal, weight, 0.0), starts)
+    total = background.sum() * own.sum()
+    if total <= 0:
+        return 0.5
+    return float(own @ (np.cumsum(background) - 0.5 * background) / total)
+
+
+def _measure(nominal: list[float], replicas: Array) -> Measure:
+    errors = replicas.std(axis=0, ddof=1)
+    difference = (replicas[:, 1] - replicas[:, 0]).std(ddof=1)
+    first, second = nominal
+    return Measure(first, float(errors[0]), second, float(errors[1]), second - first, float(difference))
+
+
+def _common_task(first: ModelPackage, second: ModelPackage) -> Task:
+    tasks = []
+    for package in (first, second):
+        if package.task is None or package.features is None:
+            raise PackageError(
+                f"{package.path} does not say what it answers to which columns", "Compare trained packages"
+            )
+        tasks.append(package.task)
+    one, other = tasks
+    if one.kind != other.kind or one.outputs != other.outputs:
+        raise PackageError(
+            f"one model is {one.kind}, {one.outputs} outputs, the other {other.kind}, {other.outputs}",
+            "Compare models of one task",
+        )
+    return one
+
+
+def _answers(
+    package: ModelPackage, task: Task, samples: Any, job: Job, progress: bool | None
+) -> dict[str, Array]:
+    """Ask one model, in tasks that read and answer."""
+    found = first_pass(
+        samples, reading=job.reading, key=job.split.key, features=package.features, progress=progress
+    )
+    events = planned_events(
+        found, part=job.split.held_out, seed=job.seed, reading=job.reading, classes=task.classes
+    )
+    package.check()
+    blocks = range(events.blocks(0))
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+    tasks = min(cpus, len(blocks))
+    # TensorFlow may come into such a process: it ends with the task
+    ask = ray.remote(max_calls=1)(_ask)
+    shared = ray.put(events)
+    waiting = [ask.remote(shared, list(blocks[number::tasks]), str(package.path)) for number in range(tasks)]
+    parts = [part for part in ray.get(waiting) if part]
+    names = ("prediction", "y", "weight", *_IDS)
+    if not parts:
+        return {name: np.empty(0) for name in names}
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def _ask(events: PlannedEvents, blocks: list[int], package: str) -> dict[str, Array]:
+    events.prepare()
+    runtime = load_runtime(ModelPackage(package), threads=1)
+    parts: dict[str, list[Array]] = {}
+    for table in events.tables(0, blocks):
+        for rows in block_arrays(table, ("x", "y", "weight", *_IDS)):
+            x = rows.pop("x")
+            rows["prediction"] = np.concatenate(
+                [runtime.run(x[start : start + 8192]) for start in range(0, len(x), 8192)]
+            )
+            for name, values in rows.items():
+                parts.setdefault(name, []).append(np.array(values))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _ordered(answers: dict[str, Array]) -> dict[str, Array]:
+    order = np.lexsort(tuple(answers[name] for name in reversed(_IDS)))
+    return {name: values[order] for name, values in answers.items()}

@@ -1,0 +1,119 @@
+"""RunFolder: where a training run keeps what it makes, on a file system or in an object store."""
+
+from __future__ import annotations
+
+import atexit
+import posixpath
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from mlaas_ray.core.errors import JobError
+from mlaas_ray.core.location import locate
+from mlaas_ray.workflows.cluster import durable
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        url: Path, or URL such as ``s3://bucket/runs/higgs-1``.
+
+    Raises:
+        JobError: When nobody here writes to such a place.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        text = str(url)
+        protocol, separator, _ = text.partition("://")
+        if not separator or protocol == "file":
+            text = str(durable(locate(text).path if separator else text))
+        self.url = text.rstrip("/")
+        try:
+            if protocol in ("http", "https"):
+                raise ValueError("HTTP is for reading")
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError, OSError) as error:
+            remedy = "pip install 'mlaas-ray[s3]'" if text.startswith("s3") else "Give a folder, or s3://…"
+            raise JobError(f"cannot keep runs in {text}: {error}", remedy) from None
+        self.is_local = "://" not in self.url
+
+    def __str__(self) -> str:
+        return self.url
+
+    def place(self, *names: str) -> str:
+        """Return the path or URL of something in the folder."""
+        return posixpath.join(self.url, *names)
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a file or folder of that name."""
+        return bool(self._fs.exists(self._inside(name)))
+
+    def read(self, name: str) -> str | None:
+        """Return a file's text; None when there is none."""
+        try:
+            content: bytes = self._fs.cat_file(self._inside(name))
+        except FileNotFoundError:
+            return None
+        return content.decode()
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file; a reader sees all of it or what was there before."""
+        data = content.encode() if isinstance(content, str) else content
+        self._writable()
+        if not self.is_local:
+            self._fs.pipe_file(self._inside(name), data)
+            return
+        target = Path(self._inside(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        passing = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+        passing.write_bytes(data)
+        passing.replace(target)
+
+    def put(self, folder: Path, name: str, *, last: str | None = None) -> None:
+        """Copy a folder of this machine into the run's; the file ``last`` comes after all others."""
+        self._writable()
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for path in sorted(files, key=lambda path: path.name == last):
+            target = posixpath.join(self._inside(name), path.relative_to(folder).as_posix())
+            if self.is_local:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+            else:
+                self._fs.put_file(str(path), target)
+
+    def fetch(self, name: str) -> Path:
+        """Return a folder of the run as one of this machine; a copy lives until the process ends."""
+        if self.is_local:
+            return Path(self._inside(name))
+        copy = scratch() / name
+        self._fs.get(self._inside(name), str(copy), recursive=True)
+        return copy
+
+    def _inside(self, name: str) -> str:
+        return posixpath.join(self._root, name)
+
+    def _writable(self) -> None:
+        if self.is_local:
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+
+
+def scratch() -> Path:
+    """Return a new folder of this machine that is gone when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="mlaas-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def filesystem(url: str) -> tuple[str, Any]:
+    """Return what Ray Train needs to write to a place: a path, and pyarrow's file system (None for local)."""
+    if "://" not in url:
+        return url, None
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = fsspec.core.url_to_fs(url)
+    return path, PyFileSystem(FSSpecHandler(fs))
