@@ -21,21 +21,30 @@ class Batch:
     """Some events.
 
     Attributes:
-        x: Values ``(events, features)`` float32, NaN where there is none.
+        table: Values ``(n, features)`` float32, NaN where there is none.
         y: What is to be learnt, float32: a class's number or a target ``(events,)``, or several targets
             ``(events, targets)``.
         weight: Weights ``(events,)`` float32.
+        rows: Which rows of the table the events are; None for all of them in their order.
     """
 
-    x: Floats
+    table: Floats
     y: Floats
     weight: Floats
+    rows: Integers | None = None
+
+    @property
+    def x(self) -> Floats:
+        """The events' values ``(events, features)``; a copy when they are rows of a larger table."""
+        return self.table if self.rows is None else self.table[self.rows]
 
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, rows: slice) -> Batch:
-        return Batch(self.x[rows], self.y[rows], self.weight[rows])
+    def __getitem__(self, part: slice) -> Batch:
+        if self.rows is None:
+            return Batch(self.table[part], self.y[part], self.weight[part])
+        return Batch(self.table, self.y[part], self.weight[part], self.rows[part])
 
     @classmethod
     def joined(cls, parts: Sequence[Batch]) -> Batch:

@@ -18,12 +18,12 @@ from mlaas_ray.training.metrics import scores_of
 from mlaas_ray.training.settings import TrainSettings
 from mlaas_ray.training.source import Source, one_line
 
-# PyTorch's threads spin while they wait for each other, on CPUs that reading needs: with two of them on two
-# busy CPUs a small network was a hundred times slower than with one.
+# PyTorch's threads spin while they wait for each other, for milliseconds, on CPUs that reading needs: with
+# two of them on two busy CPUs a small network was a hundred times slower than with one. Microseconds suffice.
 WORKER_ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "1000",
 }
 
 

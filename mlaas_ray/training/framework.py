@@ -60,7 +60,12 @@ class Network(ABC):
     """A model in training on one worker of a group: preprocessing, the layers, and what makes them learn.
 
     It is given raw values, NaN where there is none, and answers as :class:`~mlaas_ray.core.task.Task` says.
+
+    Attributes:
+        rereads: Whether it sees the stream in every epoch, not only in the first.
     """
+
+    rereads = True
 
     def learn(self, epoch: Epoch) -> None:
         """See every event of an epoch once, and learn from it; by steps, unless this is overridden."""

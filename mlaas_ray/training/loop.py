@@ -32,7 +32,7 @@ from mlaas_ray.training.metrics import Scores, scores_of
 from mlaas_ray.training.progress import Mailbox
 from mlaas_ray.training.settings import EpochReport, StepReport, TrainSettings, Weighting
 from mlaas_ray.training.source import Source
-from mlaas_ray.training.state import Progress, load_state, save_state
+from mlaas_ray.training.state import Progress, load_progress, restore, save_state
 from mlaas_ray.training.steps import Epoch
 from mlaas_ray.training.stream import EventStream, ValidationEvents
 
@@ -106,9 +106,8 @@ class _Worker:
         logging.getLogger().setLevel(logging.WARNING)
         self.framework = load_framework(run.framework)
         settings = run.settings
-        self.framework.prepare(max(1, int(settings.cpus_per_worker or 1)), run.seed, settings.precision)
-        setup = Setup(run.model, run.options, run.features, run.task, settings, self.group)
-        self.network: Network = self.framework.network(setup)
+        self._setup = Setup(run.model, run.options, run.features, run.task, settings, self.group)
+        self.network: Network
         self.stream = EventStream(
             run.train,
             run.features.width,
@@ -124,9 +123,9 @@ class _Worker:
 
     def work(self) -> None:
         """Train, judge, and export."""
-        if not self._restore():
-            return  # the last checkpoint was the finished model
         try:
+            if not self._restore():
+                return  # the last checkpoint was the finished model
             while self.progress.cursor.epoch < self._epochs and not self.progress.stopped:
                 self._epoch()
         finally:
@@ -137,20 +136,33 @@ class _Worker:
         """Go on where the last checkpoint was made; False when that is the finished model."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
+            self._begin()
             if self.run.first_weights:
                 with _written(self.run.first_weights) as folder:
                     self.network.warm_start(folder)
             return True
-        with checkpoint.as_directory() as folder:
-            found = load_state(Path(folder), self.run.task, self.network, self._best)
-        if found is not None:
+        with checkpoint.as_directory() as name:
+            found = load_progress(Path(name), self.run.task)
+            if found is None:
+                return False
             self.progress = found
-        return found is not None
+            self._begin()
+            restore(Path(name), self.network, self._best)
+        return True
+
+    def _begin(self) -> None:
+        """Make the network, while the first events are read."""
+        run = self.run
+        self.stream.start(self.progress.cursor)
+        if self.progress.cursor.epoch < self._epochs:
+            self.stream.read_ahead()
+        threads = max(1, int(run.settings.cpus_per_worker or 1))
+        self.framework.prepare(threads, run.seed, run.settings.precision)
+        self.network = self.framework.network(self._setup)
 
     def _epoch(self) -> None:
         """Train what is left of an epoch, judge, and report."""
         progress = self.progress
-        self.stream.start(progress.cursor)
         epoch = self._begun(progress.cursor.epoch)
         self._reseed(epoch)
         began, events = time.perf_counter(), epoch.events
@@ -162,6 +174,11 @@ class _Worker:
         if trained.events == 0:
             raise EmptyDataError("there are no training events", "Check the selection and the split")
         self.network.settle()
+        # the next epoch's first events are read while this one's network is judged and kept
+        following = self.stream.following()
+        self.stream.start(following)
+        if self.network.rereads and following.epoch < self._epochs:
+            self.stream.read_ahead()
         judged = self._judged()
         progress.training, progress.validation = trained.summary(), judged.summary()
         progress.events += trained.events
@@ -170,7 +187,7 @@ class _Worker:
         progress.history.append(entry)
         if progress.judge(entry, self.run.settings) and self.group.rank == 0:
             self.network.save(self._best)
-        progress.begin(self.stream.following())
+        progress.begin(following)
         self._checkpoint()
         self._post(
             EpochReport(**entry, epochs=self._epochs, left_s=seconds * (self._epochs - epoch.number - 1))

@@ -130,7 +130,7 @@ class TrainSettings(Settings):
     loss: Literal["mse", "mae", "huber"] = "mse"
     early_stopping: Annotated[EarlyStopping, _named("monitor")] | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
-    shuffle_bytes: int = Field(default=512 * 1024**2, ge=1024)
+    shuffle_bytes: int = Field(default=1024**3, ge=1024)
     max_failures: int = Field(default=0, ge=0)
     parameters: dict[str, Any] = Field(default_factory=dict)
 

@@ -110,14 +110,12 @@ def save_state(folder: Path, progress: Progress, network: Network, best: Path) -
         shutil.copytree(best, folder / _BEST)
 
 
-def load_state(folder: Path, task: Task, network: Network, best: Path) -> Progress | None:
-    """Read what :func:`save_state` wrote; None when the folder holds a finished model.
+def load_progress(folder: Path, task: Task) -> Progress | None:
+    """Read how far a run had come from what :func:`save_state` wrote; None when the folder holds a model.
 
     Args:
         folder: To be read.
         task: What is learnt.
-        network: Is given its state.
-        best: Where the state of the best epoch's network goes.
     """
     if not (folder / _STATE).exists():
         return None
@@ -127,7 +125,17 @@ def load_state(folder: Path, task: Task, network: Network, best: Path) -> Progre
         progress.scores = scores_of(task)
         with np.load(folder / _SCORES) as arrays:
             progress.scores.load(dict(arrays))
+    return progress
+
+
+def restore(folder: Path, network: Network, best: Path) -> None:
+    """Give a network the state that :func:`save_state` wrote.
+
+    Args:
+        folder: To be read.
+        network: Is given its state.
+        best: Where the state of the best epoch's network goes.
+    """
     network.restore(folder / _NETWORK)
     if (folder / _BEST).exists():
         shutil.copytree(folder / _BEST, best, dirs_exist_ok=True)
-    return progress

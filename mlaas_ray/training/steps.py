@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 # A batch's labels and weights.
 Seen = tuple[Floats, Floats]
-# Steps that the workers agree on at once.
+# Steps that the workers agree on at once: so many at most, and so many are waited for.
 ROUND = 64
+WAITED_FOR = 4
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Epoch:
 
     def rounds(self) -> Iterator[tuple[Iterator[Batch], list[int]]]:
         """Give this rank's batches for the next steps, and the events that all ranks give to each."""
-        least = max(self.batch_size, ROUND * -(-self.batch_size // self.group.size))
+        least = WAITED_FOR * self.batch_size
         while True:
             self.stream.refill(least)
             offers = self.group.gather([self.stream.ready, int(self.stream.ended)])
@@ -84,7 +85,7 @@ class Epoch:
     def weighted(self, batch: Batch) -> Batch:
         """Return a batch with the weights that it has in training."""
         weight = self.weighting.of(batch.y, batch.weight)
-        return batch if weight is batch.weight else Batch(batch.x, batch.y, weight)
+        return batch if weight is batch.weight else replace(batch, weight=weight)
 
     def count(self, answers: Floats, seen: Sequence[Seen]) -> None:
         """Add what the network answered to some batches, before it learnt from them, to the scores.

@@ -46,8 +46,8 @@ class EventStream:
         self._source = source
         self._seed = seed
         self._group = group
-        shapes = ((0, width), (0, *targets), (0,))
-        self._none = Batch(*(np.empty(shape, np.float32) for shape in shapes))
+        x, y, weight = (np.empty(shape, np.float32) for shape in ((0, width), (0, *targets), (0,)))
+        self._none = Batch(x, y, weight)
         self._limit = limit
         self._buffers = [Buffer(self._none, limit // BUFFERS) for _ in range(BUFFERS)]
         self._loader: Loader | None = None
@@ -57,6 +57,7 @@ class EventStream:
         self._windows: list[Window] = []  # those of this epoch, as far as they were read
         self._waiting: deque[Window] = deque()  # of them, those still in memory whose turn has not come
         self._at_hand: deque[Window] = deque()
+        self._used: list[Window] = []  # given out, but perhaps still being looked at
         self.waited = 0.0
 
     @property
@@ -77,6 +78,7 @@ class EventStream:
         """
         self._cursor = cursor
         self._at_hand.clear()
+        self._used.clear()
         if cursor == self._kept:
             for window in self._windows:
                 window.begin(self._seed, cursor.epoch)
@@ -87,17 +89,36 @@ class EventStream:
         blocks = self._source.blocks(cursor.source)
         self._deal = cursor.deal(blocks, self._group.rank, self._group.size)
 
+    def read_ahead(self) -> None:
+        """Begin to fill the memory for the epoch that was started, if that was not begun."""
+        if self._loader is None:
+            groups, rest = self._asked
+            self._loader = Loader(self._tables(groups, rest), groups, rest, self._buffers)
+
     def everything(self) -> Iterator[Batch]:
-        """Give all events of this rank that the epoch has still to come, read anew and in no drawn order."""
-        for table in self._tables(*self._asked):
-            yield from batches(table)
+        """Give all events of this rank in the epoch, in no drawn order; a batch lasts until the next.
+
+        What was read ahead is used the first time; then they are read anew.
+        """
+        loader, self._loader = self._loader, None
+        if loader is None:
+            for table in self._tables(*self._asked):
+                yield from batches(table)
+            return
+        try:
+            while (window := loader.next()) is not None:
+                assert window.buffer is not None
+                yield window.buffer.events(window.size)
+                loader.give_back(window)
+        finally:
+            loader.close()
 
     def refill(self, least: int) -> None:
         """Read until so many events may be taken, or nothing more comes."""
         begun = time.perf_counter()
-        if self._loader is None:
-            groups, rest = self._asked
-            self._loader = Loader(self._tables(groups, rest), groups, rest, self._buffers)
+        self._give_back()
+        self.read_ahead()
+        assert self._loader is not None
         while not self.ended and self.ready < least:
             if len(self._at_hand) >= len(self._buffers):
                 # windows of blocks so small, or uneven, that all of them do not make a few steps
@@ -109,7 +130,7 @@ class EventStream:
         self.waited += time.perf_counter() - begun
 
     def take(self, sizes: Sequence[int]) -> Iterator[Batch]:
-        """Give batches of exactly these sizes.
+        """Give batches of exactly these sizes; the values of one last until the next is asked for.
 
         Raises:
             ValueError: When fewer events are ready.
@@ -186,18 +207,22 @@ class EventStream:
         return window
 
     def _batch(self, size: int) -> Batch:
+        self._give_back()
         parts: list[Batch] = []
         while size > 0:
             window = self._at_hand[0]
             parts.append(window.take(min(size, window.left)))
             size -= len(parts[-1])
             while self._at_hand and self._at_hand[0].left == 0:
-                self._done(self._at_hand.popleft())
+                self._used.append(self._at_hand.popleft())
         return Batch.joined(parts) if parts else self._none
 
-    def _done(self, window: Window) -> None:
+    def _give_back(self) -> None:
+        """Let the memory of windows that nobody looks at any more serve others."""
         if self._loader is not None and not self._loader.ended:
-            self._loader.give_back(window)
+            for window in self._used:
+                self._loader.give_back(window)
+        self._used.clear()
 
 
 class ValidationEvents:

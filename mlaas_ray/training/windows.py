@@ -12,7 +12,8 @@ import numpy as np
 from mlaas_ray.training.batches import Batch, Integers, batches
 from mlaas_ray.training.cursor import Part
 
-# What a window's memory is used in turns with: one is used while the other is filled.
+# What a window's memory is used in turns with: one is used while the other is filled. More and smaller ones
+# would be full sooner, but a stored dataset's blocks may hold one class only, and a window is what is mixed.
 BUFFERS = 2
 # Bytes of an event beside its columns: label and weight, and its place in the order.
 _MORE_BYTES = 16
@@ -83,12 +84,12 @@ class Window:
         self.seen = seen
 
     def take(self, count: int) -> Batch:
-        """Give out the next events, as copies."""
+        """Give out the next events; their values stay in the window's memory."""
         assert self.buffer is not None
         rows = self._order[self.seen : self.seen + count]
         self.seen += count
         events = self.buffer.events(self.size)
-        return Batch(events.x[rows], events.y[rows], events.weight[rows])
+        return Batch(events.table, events.y[rows], events.weight[rows], rows)
 
 
 class Loader:

@@ -344,7 +344,7 @@ def clipped(name: str) -> list[float]:
             trained._optimizer.build(trained._module.trainable_variables)
             trained._compile()
             before = np.concatenate([w.numpy().ravel() for w in trained._module.trainable_variables])
-            trained.step(huge, 64)
+            trained.step(trained.stage(huge), 64)
             after = np.concatenate([w.numpy().ravel() for w in trained._module.trainable_variables])
             moved.append(float(np.linalg.norm(after - before)) / 1e-3)
     return moved

@@ -17,7 +17,7 @@ from mlaas_ray.training.check import check_model
 from mlaas_ray.training.cursor import Cursor, Part
 from mlaas_ray.training.metrics import scores_of
 from mlaas_ray.training.settings import TrainSettings
-from mlaas_ray.training.state import Progress, load_state, save_state
+from mlaas_ray.training.state import Progress, load_progress, restore, save_state
 
 BINARY = Task()
 TARGETS = Task(kind="regression", names=("m", "n"), offset=(100.0, -1.0), scale=(30.0, 2.0))
@@ -175,7 +175,7 @@ def learn(trained: Any, steps: range) -> None:
 
 def saved_and_loaded(task: Any, before: Any) -> Any:
     """Write a run's state, read it into another network, and go on with both."""
-    from mlaas_ray.training.state import load_state, save_state
+    from mlaas_ray.training.state import load_progress, restore, save_state
 
     x = np.random.default_rng(0).normal(0, 1, (20, 3)).astype(np.float32)
     through, again = network(), network()
@@ -188,7 +188,8 @@ def saved_and_loaded(task: Any, before: Any) -> Any:
         at_best = through.predict(x)
         learn(through, range(5, 10))
         save_state(state, before, through, best)
-        after = load_state(state, task, again, other)
+        after = load_progress(state, task)
+        restore(state, again, other)
         same = [through.predict(x).tolist() == again.predict(x).tolist()]
         # so does the optimiser, which remembers earlier steps
         learn(through, range(10, 15))
@@ -232,11 +233,12 @@ def test_the_first_state_has_neither_scores_nor_a_best_epoch(tmp_path: Path) -> 
     state, best, other = folders
     save_state(state, Progress(Cursor.start(0)), Nothing(), best)  # type: ignore[arg-type]
     assert sorted(path.name for path in state.iterdir()) == ["network", "state.json"]
-    after = load_state(state, BINARY, Nothing(), other)  # type: ignore[arg-type]
+    after = load_progress(state, BINARY)
+    restore(state, Nothing(), other)  # type: ignore[arg-type]
     assert after == Progress(Cursor.start(0))
     assert list(other.iterdir()) == []
 
 
 def test_a_folder_with_a_finished_model_holds_no_state(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"graph")
-    assert load_state(tmp_path, BINARY, Nothing(), tmp_path) is None  # type: ignore[arg-type]
+    assert load_progress(tmp_path, BINARY) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,12 @@ def test_every_event_is_in_one_step_and_only_the_last_is_short() -> None:
 def test_the_step_size_follows_the_events() -> None:
     network, epoch = Watched(), epoch_of(5000)
     network.learn(epoch)
-    assert network.rates == [1.0 / (1 + seen) for seen in range(0, 5000, 64 * 30)]
+    possible = [1.0 / (1 + seen) for seen in range(0, 5000, 30)]
+    assert network.rates == sorted(set(network.rates) & set(possible), reverse=True)
+    assert network.rates[0] == 1.0
+    # anew at least every 64 steps
+    numbers = [possible.index(rate) for rate in network.rates] + [len(possible)]
+    assert max(b - a for a, b in itertools.pairwise(numbers)) <= 64
     epoch.stream.close()
 
 

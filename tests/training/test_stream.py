@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -255,14 +256,36 @@ def test_no_thread_is_left() -> None:
     assert threading.active_count() == before
 
 
-def test_all_events_can_be_had_without_windows() -> None:
-    source = Numbered([50, 30])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_all_events_can_be_had_without_windows_and_what_was_read_ahead_is_used(ahead: bool) -> None:
+    before = threading.active_count()
+    source = Numbered([50, 30, 20, 10])
     events = stream(source, 100)
     events.start(Cursor.start(0))
-    for _ in range(2):
+    if ahead:
+        events.read_ahead()
+    for times in (1, 2):
         numbers = [int(n) for batch in events.everything() for n in batch.y]
-        assert sorted(numbers) == list(range(80))
-    assert not any(thread.name == "windows" for thread in threading.enumerate())
+        assert sorted(numbers) == list(range(110))
+        assert len(source.asked) == times
+    assert threading.active_count() == before
+
+
+def test_a_batch_lasts_until_the_next_although_its_memory_is_wanted() -> None:
+    source = Numbered([50] * 20)
+    events = stream(source, 100)
+    events.start(Cursor.start(0))
+    seen: list[int] = []
+    while True:
+        events.refill(50)
+        if not events.ready:
+            break
+        for batch in events.take([25] * (events.ready // 25)):
+            time.sleep(0.002)  # the loader would overwrite it now
+            seen += batch.x[:, 0].astype(int).tolist()
+            assert batch.x[:, 0].tolist() == batch.y.tolist()
+    events.close()
+    assert sorted(seen) == list(range(1000))
 
 
 @pytest.mark.parametrize(("limit", "times"), [(1 << 20, 1), (100, 3)])

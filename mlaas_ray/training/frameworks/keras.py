@@ -22,6 +22,7 @@ from mlaas_ray.training.framework import INPUT, OUTPUT, Network, Setup, check_pa
 from mlaas_ray.training.frameworks.models import MODELS
 from mlaas_ray.training.frameworks.modules import module_of
 from mlaas_ray.training.metrics import EPSILON, HUBER
+from mlaas_ray.training.normalised import Normaliser
 
 PREDICT_ROWS = 8192
 
@@ -115,6 +116,7 @@ class KerasNetwork(Network):
         self._task = setup.task
         self._clip = setup.settings.clip
         self._offset, self._scale = setup.features.affine()
+        self._normalise = Normaliser(setup, masked=masked)
         self._group = group
         self._forward(np.zeros((2, setup.width), np.float32), training=False)  # makes the variables
         self._optimizer: Any = getattr(module, "optimizer", None)
@@ -132,14 +134,20 @@ class KerasNetwork(Network):
         self._compile()
 
     def _forward(self, x: Any, *, training: bool) -> Any:
-        """Normalise, put 0 where nothing finite is, run the user's layers, and give targets their units."""
+        """Normalise, put 0 where nothing finite is, and answer."""
         import tensorflow as tf
 
         x = tf.convert_to_tensor(x)
         # False for NaN and infinities, in every runtime that follows IEEE 754
         valid = tf.abs(x) <= np.finfo(np.float32).max
         values = tf.where(valid, (x - self._offset) * self._scale, tf.zeros_like(x))
-        inputs = [values, tf.cast(valid, tf.float32)] if self._masked else values
+        return self._answers(values, tf.cast(valid, tf.float32), training=training)
+
+    def _answers(self, values: Any, mask: Any, *, training: bool) -> Any:
+        """Run the user's layers on normalised values, and give targets their units."""
+        import tensorflow as tf
+
+        inputs = [values, mask] if self._masked else values
         answer = tf.cast(self._module(inputs, training=training), tf.float32)
         if self._task.kind != "regression":
             return answer
@@ -176,9 +184,9 @@ class KerasNetwork(Network):
         numbers = tf.TensorSpec((None,), tf.float32)
         scalar = tf.TensorSpec((), tf.float32)
 
-        def gradients(x: Any, y: Any, weight: Any) -> tuple[Any, Any]:
+        def gradients(values: Any, mask: Any, y: Any, weight: Any) -> tuple[Any, Any]:
             with tf.GradientTape() as tape:
-                prediction = self._forward(x, training=True)
+                prediction = self._answers(values, mask, training=True)
                 loss = tf.reduce_sum(weight * self._losses(prediction, y))
                 if self._module.losses:  # regularisation, once for each event, as all is divided by events
                     loss += tf.add_n(self._module.losses) * tf.cast(tf.shape(y)[0], tf.float32)
@@ -194,22 +202,27 @@ class KerasNetwork(Network):
                 [tf.reshape(part, w.shape) for part, w in zip(parts, weights, strict=True)], weights
             )
 
-        def both(x: Any, y: Any, weight: Any, events: Any) -> Any:
-            prediction, total = gradients(x, y, weight)
+        def both(values: Any, mask: Any, y: Any, weight: Any, events: Any) -> Any:
+            prediction, total = gradients(values, mask, y, weight)
             apply(total, events)
             return prediction
 
-        self._gradients = tf.function(gradients, input_signature=[columns, targets, numbers])
+        batch = [columns, tf.TensorSpec((None, None), tf.float32), targets, numbers]
+        self._gradients = tf.function(gradients, input_signature=batch)
         self._apply = tf.function(apply, input_signature=[tf.TensorSpec((sum(sizes),), tf.float32), scalar])
-        self._both = tf.function(both, input_signature=[columns, targets, numbers, scalar])
+        self._both = tf.function(both, input_signature=[*batch, scalar])
         self._predict = tf.function(lambda x: self._forward(x, training=False), input_signature=[columns])
 
-    def step(self, batch: Batch, events: int) -> Any:
+    def stage(self, batch: Batch) -> tuple[Any, ...]:
+        """Normalise a batch."""
+        return (*self._normalise(batch), batch.y, batch.weight)
+
+    def step(self, batch: tuple[Any, ...], events: int) -> Any:
         """Take one optimisation step together with all ranks."""
         count = np.float32(events)
         if self._group.size == 1:
-            return self._both(batch.x, batch.y, batch.weight, count)
-        prediction, own = self._gradients(batch.x, batch.y, batch.weight)
+            return self._both(*batch, count)
+        prediction, own = self._gradients(*batch)
         self._apply(self._group.sum(own.numpy()), count)
         return prediction
 

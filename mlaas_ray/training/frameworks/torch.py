@@ -19,6 +19,7 @@ from mlaas_ray.training.framework import INPUT, OUTPUT, Network, Setup, check_pa
 from mlaas_ray.training.frameworks.models import MODELS
 from mlaas_ray.training.frameworks.modules import module_of
 from mlaas_ray.training.metrics import EPSILON, HUBER
+from mlaas_ray.training.normalised import Normaliser
 
 if TYPE_CHECKING:
     import torch
@@ -119,13 +120,15 @@ class TorchNetwork(Network):
         self._group = setup.group
         self._clip = settings.clip
         self._full: Any = complete(setup, module, masked=masked)
+        self._spread: Any = self._full.answering
+        self._normalise = Normaliser(setup, masked=masked)
         self._device = torch.device("cpu")
-        self._spread = self._full
         if setup.group.size > 1 or torch.cuda.is_available():
             from ray.train.torch import get_device, prepare_model
 
             self._device = get_device()
-            self._spread = prepare_model(self._full)
+            self._full.to(self._device)
+            self._spread = prepare_model(self._spread)
         on_gpu = self._device.type == "cuda"
         self._copies = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._half = (
@@ -144,32 +147,35 @@ class TorchNetwork(Network):
         """
         import torch
 
-        lack = max(0, 2 - len(batch))
-        arrays = (batch.x, batch.y, batch.weight)
-        if lack:
-            arrays = tuple(np.pad(a, [(0, lack)] + [(0, 0)] * (a.ndim - 1)) for a in arrays)  # type: ignore[assignment]
+        count = len(batch)
+        if count < 2:
+            short = (batch.x, batch.y, batch.weight)
+            x, y, weight = (np.pad(a, [(0, 2 - count)] + [(0, 0)] * (a.ndim - 1)) for a in short)
+            batch = Batch(x, y, weight)
+        arrays = (*self._normalise(batch), batch.y, batch.weight)
         if self._copies is None:
-            return (*(self._tensor(array) for array in arrays), len(batch))
+            return (*(self._tensor(array) for array in arrays), count)
         # from pinned memory, beside what the GPU computes meanwhile
         with torch.cuda.stream(self._copies):
             moved = (
                 torch.from_numpy(np.ascontiguousarray(a)).pin_memory().to(self._device, non_blocking=True)
                 for a in arrays
             )
-            return (*moved, len(batch))
+            return (*moved, count)
 
     def step(self, batch: tuple[Any, ...], events: int) -> torch.Tensor:
         """Take one optimisation step together with all ranks."""
         import torch
 
-        x, y, weight, count = batch
+        *tensors, count = batch
         if self._copies is not None:
             torch.cuda.current_stream().wait_stream(self._copies)
-            for tensor in (x, y, weight):
+            for tensor in tensors:
                 tensor.record_stream(torch.cuda.current_stream())
+        values, mask, y, weight = tensors
         self._optimizer.zero_grad()
         with self._arithmetic():
-            prediction = self._spread(x).float()
+            prediction = self._spread(values, mask).float()
         # DDP averages over ranks, however many events each has: undo that, and average over events.
         loss = (weight * self._losses(prediction, y)).sum() * (self._group.size / events)
         torch.autograd.backward(self._scaler.scale(loss))
@@ -328,34 +334,40 @@ def write_onnx(module: torch.nn.Module, setup: Setup, folder: Path, program: str
     return file
 
 
-def complete(setup: Setup, body: torch.nn.Module, *, masked: bool) -> torch.nn.Module:
+def complete(setup: Setup, body: torch.nn.Module, *, masked: bool) -> Any:
     """Put preprocessing before a bare module, and the targets' units behind it.
 
     Args:
         setup: Whose columns and task it is for.
         body: Takes normalised values ``(events, features)``.
         masked: Whether it takes the mask too.
+
+    Returns:
+        A module that takes raw values. Its ``answering`` takes normalised ones and the mask, which is ignored
+        by a body that takes none: what is trained.
     """
     import torch
 
     from mlaas_ray.training.frameworks.torch_models import module
 
     offset, scale = (torch.from_numpy(array.copy()) for array in setup.features.affine())
-    task = setup.task
+    regression = setup.task.kind == "regression"
+
+    def answer(self: Any, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        answers: torch.Tensor = self.body(values, mask) if masked else self.body(values)
+        return answers * self.spread + self.centre if regression else answers
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         # False for NaN and infinities, in every runtime that follows IEEE 754
         valid = x.abs() <= float(np.finfo(np.float32).max)
         values = torch.where(valid, (x - self.offset) * self.scale, torch.zeros_like(x))
-        answer: torch.Tensor = self.body(values, valid.to(x.dtype)) if masked else self.body(values)
-        return answer if task.kind != "regression" else answer * self.spread + self.centre
+        answers: torch.Tensor = self.answering(values, valid.to(x.dtype))
+        return answers
 
-    return module(
-        forward,
-        raw=True,
+    answering = module(
+        answer,
         body=body,
-        offset=offset,
-        scale=scale,
-        centre=torch.tensor(task.offset or (0.0,)),
-        spread=torch.tensor(task.scale or (1.0,)),
+        centre=torch.tensor(setup.task.offset or (0.0,)),
+        spread=torch.tensor(setup.task.scale or (1.0,)),
     )
+    return module(forward, raw=True, answering=answering, offset=offset, scale=scale)

@@ -106,6 +106,8 @@ class XGBoost:
 class XGBoostNetwork(Network):
     """A forest that grows; see :class:`mlaas_ray.training.framework.Network`."""
 
+    rereads = False
+
     def __init__(self, setup: Setup, threads: int, seed: int) -> None:
         own = dict(setup.settings.parameters)
         self._trees = int(own.pop("trees_per_epoch", TREES_PER_EPOCH))

@@ -1,0 +1,130 @@
+"""Trainings that are killed at random moments, in ten ways, and gone on with: every event once an epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mlaas_ray.core.package import ModelPackage
+
+EPOCHS = 12
+COMMAND = [sys.executable, "-m", "mlaas_ray.cli.main", "train"]
+pytestmark = pytest.mark.slow
+
+
+def changes(workers: int) -> dict[str, Any]:
+    """A job of some seconds, with a checkpoint many times an epoch."""
+    return {
+        "epochs": EPOCHS,
+        "batch_size": 16,
+        "workers": workers,
+        "cpus_per_worker": 0.5,
+        "max_failures": 3,
+        "checkpoint": {"every_steps": 50},
+    }
+
+
+@pytest.fixture
+def undisturbed(write_job: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Give the history of a run of so many workers that nobody kills; it is made once."""
+
+    def history(workers: int) -> list[tuple[float, float]]:
+        if workers not in _HISTORIES:
+            storage = str(tmp_path_factory.mktemp("runs"))
+            job = write_job(train=changes(workers), storage=storage)
+            done = subprocess.run([*COMMAND, str(job), "--json"], check=True, capture_output=True, text=True)
+            _HISTORIES[workers] = losses(Path(json.loads(done.stdout)["package"]))
+        return _HISTORIES[workers]
+
+    return history
+
+
+_HISTORIES: dict[int, list[tuple[float, float]]] = {}
+
+
+def losses(package: Path) -> list[tuple[float, float]]:
+    return [(one["loss"], one["validation_loss"]) for one in ModelPackage(package).metrics["history"]]
+
+
+def started(job: Path) -> tuple[subprocess.Popen[str], Path]:
+    """Start a training and wait until it has finished its first epoch; return it and its run."""
+    process = subprocess.Popen([*COMMAND, str(job), "--json"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    run = None
+    for line in process.stderr:
+        if found := re.match(r"run: (.*)", line):
+            run = Path(found[1])
+        if line.startswith("epoch"):
+            break
+    assert run is not None
+    return process, run
+
+
+def family(process: subprocess.Popen[str], name: str = "") -> list[psutil.Process]:
+    """Return the processes that a command started, of some name."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=30)
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_a_training_killed_at_a_random_moment_ends_as_if_it_had_not_been(
+    number: int, write_job: Callable[..., Path], undisturbed: Any
+) -> None:
+    workers = 1 if number < 7 else 2
+    what = ("worker", "driver", "cluster")[number % 3]
+    expected = undisturbed(workers)
+    process, run = started(write_job(train=changes(workers)))
+    time.sleep(random.Random(number).uniform(0, 3))
+    ended = process.poll() is not None
+    if what == "worker":
+        kill(family(process, "RayTrainWorker")[:1])
+        process.communicate(timeout=300)
+        assert process.returncode == 0
+    else:
+        everything = family(process)
+        os.kill(process.pid, signal.SIGKILL)
+        kill(everything if what == "cluster" else [])
+        process.communicate(timeout=60)
+        psutil.wait_procs(everything, timeout=60)
+        done = subprocess.run([*COMMAND, "--resume", str(run), "--json"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert not ended, "the training was over before it could be killed"
+    package = ModelPackage(run / "package")
+    history = package.metrics["history"]
+    per_epoch = package.metrics["training"]["events"]
+    assert [one["epoch"] for one in history] == list(range(1, EPOCHS + 1))
+    assert package.metrics["events"] == EPOCHS * per_epoch
+    if workers == 1:
+        assert losses(run / "package") == expected
+    else:
+        # the sum over two workers may be rounded otherwise
+        assert [loss for loss, _ in losses(run / "package")] == pytest.approx(
+            [loss for loss, _ in expected], abs=0.01
+        )
