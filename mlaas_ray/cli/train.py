@@ -140,13 +140,11 @@ def show_result(
     for name, value in judged.items():
         if name != "events":
             table.add_row(f"validation {'AUC' if name == 'auc' else name}", f"{value:.4f}")
-    for name, text in (
-        ("events/s in training", f"{package.metrics['events_per_s']:,.0f}"),
-        ("package", run.place("package")),
-        ("report", run.place("package", "report.html")),
-    ):
-        table.add_row(name, text)
-    out.print(table, soft_wrap=True)
+    table.add_row("events/s in training", f"{package.metrics['events_per_s']:,.0f}")
+    out.print(table)
+    # not in the table, which would cut them where the terminal ends
+    for name in ("package", "package/report.html"):
+        out.print(f" {run.place(name)}", highlight=False, soft_wrap=True)
     if reason:
         out.print(reason, highlight=False, soft_wrap=True)
     if version:

@@ -272,18 +272,20 @@ class Job(Settings):
 
     @property
     def wanted(self) -> Inputs:
-        """What the model is to see, as the streaming layer takes it: nothing that tells the answer."""
+        """What the model is to see, as the streaming layer takes it: nothing that tells the answer.
+
+        What labels and weights are computed from is seen only when somebody asks for it by its name: a target
+        such as the ratio of a true and a measured momentum is learnt from the measured one.
+        """
         include = set(self.inputs.include or ())
-        labels = self._behind(
-            used
-            for name in self.datasets
-            for text in self._label_texts(name)
-            for used in Expression.parse(text, "label").names
-        )
+        texts = {text for name in self.datasets for text in self._label_texts(name)}
+        used = {text: Expression.parse(text, "label").names for text in texts}
+        labels = {names[0] for text, names in used.items() if text in (names[0], f'branch("{names[0]}")')}
         told = sorted(labels & include)
         if told:
-            raise JobError(f"inputs.include names {told[0]!r}, which tells the label", "Take it out")
-        hidden = sorted(labels | (set(self._weight_names) - include))
+            raise JobError(f"inputs.include names {told[0]!r}, which is the label", "Take it out")
+        behind = self._behind(name for names in used.values() for name in names)
+        hidden = sorted((behind | set(self._weight_names)) - include)
         inputs = self.inputs.model_copy(update={"exclude": (*self.inputs.exclude, *hidden)})
         return Inputs(**dict(inputs), define=self.define, select=self.select)
 

@@ -113,6 +113,16 @@ class TestPublish:
                 call()
         assert not repository.root.exists()
 
+    def test_a_package_is_known_again(
+        self, repository: Repository, make: Callable[..., ModelPackage]
+    ) -> None:
+        package = make()
+        assert repository.holding(package, "ttH") is None
+        version = repository.publish(package)
+        assert repository.holding(package, "ttH") == version
+        assert repository.holding(package, "other") is None
+        assert repository.holding(make(content=b"other"), "ttH") is None
+
 
 class TestAdd:
     def test_a_filled_folder_becomes_a_version(self, repository: Repository) -> None:

@@ -10,7 +10,7 @@ import pytest
 from mlaas_ray.core import FeatureSpec, MlaasError
 from mlaas_ray.core.errors import JobError, ModelError
 from mlaas_ray.core.task import Task
-from mlaas_ray.training import check_model
+from mlaas_ray.training import TrainSettings, check_model
 
 TORCH = "from torch import nn\n\n\ndef model(n):\n    return {}\n"
 KERAS = "from keras import Sequential, layers\n\n\ndef model(n):\n    return {}\n"
@@ -175,3 +175,28 @@ def test_a_model_that_ends_its_process_is_an_error_and_no_more(
 def test_an_unknown_framework_is_named(toy_features: FeatureSpec) -> None:
     with pytest.raises(JobError, match="no framework 'pytorch'"):
         check_model("mlp", "pytorch", toy_features)
+
+
+@pytest.mark.parametrize(
+    ("framework", "parameters", "message"),
+    [
+        (
+            "torch",
+            {"momentum": 0.9},
+            "torch has no parameter 'momentum'. What a model is built with goes under",
+        ),
+        ("xgboost", {"max_dept": 3}, "xgboost has no parameter 'max_dept'. Did you mean 'max_depth'"),
+        ("xgboost", {"eta": 0.3}, "xgboost has no parameter 'eta'"),  # it is train.learning_rate
+    ],
+)
+def test_a_parameter_that_nobody_would_look_at_is_refused(
+    ray_local: None,
+    toy_features: FeatureSpec,
+    framework: str,
+    parameters: dict[str, Any],
+    message: str,
+) -> None:
+    settings = TrainSettings(parameters=parameters)
+    with pytest.raises(ModelError) as caught:
+        check_model(None, framework, toy_features, settings=settings)
+    assert message in str(caught.value)

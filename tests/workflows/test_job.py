@@ -172,11 +172,17 @@ def test_targets_have_names(labels: tuple[object, ...], rest: dict[str, Any], na
 def test_what_tells_the_label_or_the_weight_is_no_input() -> None:
     label = {"expression": "HT > cut"}
     job = job_of(label, define={"HT": "sum(Jet_pt)"}, weights="genWeight * w", inputs={"exclude": "run"})
-    assert job.wanted.exclude == ("run", "HT", "cut", "genWeight", "w")
+    assert job.wanted.exclude == ("run", "HT", "Jet_pt", "cut", "genWeight", "w")
     assert (job.wanted.define, job.wanted.select) == ({"HT": "sum(Jet_pt)"}, None)
-    # a weight that somebody asks for by its name is an input: he knows
-    assert "w" not in job_of(label, weights="w", inputs={"include": ["w", "x"]}).wanted.exclude
-    with pytest.raises(JobError, match=r"inputs.include names 'HT', which tells the label"):
+    # what somebody asks for by its name is an input: he knows
+    asked = job_of(label, weights="w", inputs={"include": ["w", "x", "HT"]})
+    assert asked.wanted.exclude == ("cut",)
+
+
+@pytest.mark.parametrize("label", [{"branch": "HT"}, {"expression": "HT"}])
+def test_the_label_itself_is_never_an_input(label: dict[str, Any]) -> None:
+    assert job_of(label, inputs={"include": ["H*"]}).wanted.exclude == ("HT",)
+    with pytest.raises(JobError, match=r"inputs.include names 'HT', which is the label"):
         _ = job_of(label, inputs={"include": ["HT"]}).wanted
 
 

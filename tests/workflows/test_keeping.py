@@ -12,8 +12,9 @@ from mlaas_ray.core.errors import JobError
 from mlaas_ray.core.task import Task
 from mlaas_ray.streaming import Census, FirstPass, first_pass, take_census
 from mlaas_ray.workflows import Job, resume
-from mlaas_ray.workflows.keeping import begin, first_weights, kept_features, kept_task
+from mlaas_ray.workflows.keeping import begin, first_weights, kept_features, kept_job, kept_task
 from mlaas_ray.workflows.run_folder import RunFolder
+from mlaas_ray.workflows.sections import ModelSettings
 from tests.packaged import package_of
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -137,6 +138,30 @@ def test_a_run_does_not_go_on_with_other_events(
     with pytest.raises(JobError, match=r"the files or inputs are not those with which .*run began"):
         begin(other, run, files, census, TASK, None)
     assert run.read("job.yaml") == kept
+
+
+def test_what_is_changed_of_a_run_counts_next_time_too(
+    job: Job, found: FirstPass, census: Census, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "toy-1")
+    begin(job, run, found, census, TASK, None)
+    begin(kept_job(run, ["train.epochs=7"]), run, found, census, TASK, None)
+    assert kept_job(run).train.epochs == 7
+
+
+def test_a_run_in_an_object_store_has_its_code_with_it(
+    job: Job, found: FirstPass, census: Census, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def model(input_dim): ...\n")
+    run = RunFolder("memory://bucket/toy-1")
+    begin(job.model_copy(update={"model": ModelSettings(name=str(mine))}), run, found, census, TASK, None)
+    mine.unlink()
+    again = kept_job(run)
+    assert again.model.name != str(mine)
+    assert Path(again.model.name or "").read_text() == "def model(input_dim): ...\n"
+    begin(again, run, found, census, TASK, None)
+    assert kept_job(run).model.name is not None
 
 
 def test_a_folder_of_something_else_is_no_run(tmp_path: Path) -> None:
