@@ -145,7 +145,7 @@ def test_a_run_that_ended_before_its_package_goes_on_to_it(trained: Trained) -> 
     written = (trained.run / "package" / "package.json").stat().st_mtime_ns
     again, printed = trained.mlaas("--resume", trained.run, "--set", "publish.name=third")
     assert again == {**document, "name": "third", "version": 1}
-    assert printed == ""
+    assert printed == f"run: {trained.run}\n"
     assert (trained.run / "package" / "package.json").stat().st_mtime_ns == written
 
 

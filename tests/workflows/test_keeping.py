@@ -123,7 +123,6 @@ def test_a_run_does_not_go_on_with_other_events(
 ) -> None:
     run = RunFolder(tmp_path / "run")
     begin(job, run, found, census, TASK, None)
-    kept = run.read("job.yaml")
     begin(job, run, found, census, TASK, None)
     # how it learns may change
     begin(
@@ -134,6 +133,7 @@ def test_a_run_does_not_go_on_with_other_events(
         TASK,
         None,
     )
+    kept = run.read("job.yaml")
     other, files = change(job, found)
     with pytest.raises(JobError, match=r"the files or inputs are not those with which .*run began"):
         begin(other, run, files, census, TASK, None)
