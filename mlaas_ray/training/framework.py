@@ -63,16 +63,19 @@ class Network(ABC):
 
     Attributes:
         rereads: Whether it sees the stream in every epoch, not only in the first.
+        steps_ahead: How many steps before its own a batch is staged: on a GPU one, to be copied beside what
+            is computed; on a CPU none, as it would be out of the cache again.
     """
 
     rereads = True
+    steps_ahead = 0
 
     def learn(self, epoch: Epoch) -> None:
         """See every event of an epoch once, and learn from it; by steps, unless this is overridden."""
         take_steps(self, epoch)
 
     def stage(self, batch: Batch) -> Any:
-        """Bring a batch to where it is used, one step ahead of it; what is returned goes to :meth:`step`."""
+        """Bring a batch to where it is used; what is returned goes to :meth:`step`."""
         return batch
 
     def step(self, batch: Any, events: int) -> Any:

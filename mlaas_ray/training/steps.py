@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -116,21 +117,20 @@ class Epoch:
 
 
 def take_steps(network: Network, epoch: Epoch) -> None:
-    """Take the steps of an epoch, each batch brought to its place one step ahead."""
+    """Take the steps of an epoch, each batch staged as many steps ahead as the network wants."""
     for given, totals in epoch.rounds():
         begun = time.perf_counter()
         network.set_rate(epoch.rate(epoch.events))
         seen: list[Seen] = []
         answers: list[Any] = []
-        staged: Any = None
-        for number, batch in enumerate(given):
+        staged: deque[tuple[Any, int]] = deque()
+        for batch, total in zip(given, totals, strict=True):
             batch = epoch.weighted(batch)
             seen.append((batch.y, batch.weight))
-            coming = network.stage(batch)
-            if number:
-                answers.append(network.step(staged, totals[number - 1]))
-            staged = coming
-        answers.append(network.step(staged, totals[-1]))
+            staged.append((network.stage(batch), total))
+            if len(staged) > network.steps_ahead:
+                answers.append(network.step(*staged.popleft()))
+        answers += [network.step(*one) for one in staged]
         collected = network.collect(answers)
         epoch.computed += time.perf_counter() - begun
         epoch.count(collected, seen)

@@ -130,6 +130,7 @@ class TorchNetwork(Network):
             self._full.to(self._device)
             self._spread = prepare_model(self._spread)
         on_gpu = self._device.type == "cuda"
+        self.steps_ahead = int(on_gpu)
         self._copies = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._half = (
             getattr(torch, settings.precision) if on_gpu and settings.precision != "float32" else None
