@@ -164,7 +164,7 @@ def plan(files: list[str], features: Any, cpus: int, tell: Told) -> None:
             position += len(whole)
             for line in whole.splitlines():
                 tell(int(line))
-            time.sleep(0.02)
+            time.sleep(0.1)
 
 
 def _consume(config: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -45,6 +45,15 @@ class Logs:
         self._writer.flush()
         self._write()
 
+    def complete(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write down the epochs that nobody told of, as when the process that should have heard had died."""
+        known = {row["epoch"]: row for row in self._rows}
+        epochs = self._rows[-1]["epochs"] if self._rows else len(history)
+        told = [known.get(entry["epoch"]) or _flat({**entry, "epochs": epochs}) for entry in history]
+        if told != self._rows:
+            self._rows = told
+            self._write()
+
     def close(self) -> None:
         """Write the rest."""
         self._writer.close()
@@ -54,7 +63,8 @@ class Logs:
     def _write(self) -> None:
         self._run.write(HISTORY, "".join(json.dumps(row) + "\n" for row in self._rows))
         table = io.StringIO()
-        writer = csv.DictWriter(table, list(self._rows[-1]), extrasaction="ignore", lineterminator="\n")
+        columns = dict.fromkeys(name for row in self._rows for name in row)
+        writer = csv.DictWriter(table, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         self._run.write(TABLE, table.getvalue())

@@ -160,6 +160,7 @@ def _run(
                 _tell(hooks.on_epoch, report)
 
             trained = _trained(job, found, census, task, record, run, hooks, on_epoch)
+            logs.complete(trained.metrics["history"])
     return _packaged(job, run, found, census, task, trained)
 
 

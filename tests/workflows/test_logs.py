@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,21 @@ def test_a_run_that_told_nothing_writes_no_history(tmp_path: Path) -> None:
         pass
     assert not (tmp_path / "history.csv").exists()
     assert not (tmp_path / "history.jsonl").exists()
+
+
+def test_epochs_that_nobody_heard_of_are_written_in_the_end(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    history = [
+        {k: v for k, v in asdict(report(n)).items() if k not in ("epochs", "left_s")} for n in (1, 2, 3)
+    ]
+    with logged(run) as logs:
+        logs.add(report(1))
+        logs.add(report(3))
+        logs.complete(history)
+    assert [(row["epoch"], row["epochs"], row["validation_auc"]) for row in rows(run)] == [
+        (1, 3, 0.75),
+        (2, 3, 0.75),
+        (3, 3, 0.75),
+    ]
+    table = list(csv.DictReader((run.read("history.csv") or "").splitlines()))
+    assert [row["epoch"] for row in table] == ["1", "2", "3"]
