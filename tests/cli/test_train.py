@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from typer.testing import CliRunner
 from mlaas_ray.cli.main import app
 from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.repository import Repository
+from tests.s3 import running_s3
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -185,38 +185,20 @@ def test_a_run_that_was_interrupted_goes_on(samples: dict[str, Path], tmp_path: 
 
 
 @pytest.fixture
-def object_store() -> Iterator[str]:
-    """The address of an S3 server of one's own."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+def bucket() -> Iterator[str]:
+    with running_s3("runs") as address:
+        yield address
 
 
 @pytest.mark.slow
-def test_a_run_may_be_kept_in_a_bucket(samples: dict[str, Path], tmp_path: Path, object_store: str) -> None:
-    environment = {
-        **os.environ,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": object_store,
-    }
-    store = fsspec.filesystem(
-        "s3", key="testing", secret="testing", endpoint_url=object_store, skip_instance_cache=True
-    )
-    store.mkdir("runs")
+def test_a_run_may_be_kept_in_a_bucket(samples: dict[str, Path], tmp_path: Path, bucket: str) -> None:
+    store = fsspec.filesystem("s3")
     path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(job_on(samples, tmp_path, storage="s3://runs/all")))
+    path.write_text(yaml.safe_dump(job_on(samples, tmp_path, storage=f"{bucket}/all")))
     program = [sys.executable, "-m", "mlaas_ray.cli.main", "train", "--json"]
 
     def mlaas(*arguments: str) -> dict[str, Any]:
-        done = subprocess.run(
-            [*program, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
-        )
+        done = subprocess.run([*program, *arguments], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

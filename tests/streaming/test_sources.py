@@ -8,6 +8,7 @@ import pytest
 from mlaas_ray.core.errors import FileMissingError, FileUnreadableError, JobError
 from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.sources import Files, find_sources
+from tests.s3 import running_s3
 
 Serve = Callable[[Path], str]
 
@@ -191,23 +192,13 @@ def test_a_redirector_that_does_not_answer_is_passed_over_or_named(federation: s
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """A bucket with ``d/{a,b}.root`` on an S3 server of one's own."""
+    """A bucket with ``d/{a,b}.root``."""
     import fsspec
-    from moto.server import ThreadedMotoServer
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        system = fsspec.filesystem("s3", skip_instance_cache=True)
-        system.mkdir("data")
-        system.pipe({"data/d/a.root": bytes(10), "data/d/b.root": bytes(20), "data/notes.md": b"-"})
-        yield "s3://data"
-        server.stop()
+    with running_s3("data") as address:
+        content = {"data/d/a.root": bytes(10), "data/d/b.root": bytes(20), "data/notes.md": b"-"}
+        fsspec.filesystem("s3").pipe(content)
+        yield address
 
 
 def test_a_buckets_globs_and_folders_are_listed_with_sizes(bucket: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from mlaas_ray.core.errors import FileMissingError, FileUnreadableError
 from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.transport import open_bytes
+from tests.s3 import running_s3
 from tests.webserver import WebServer, running_webserver
 
 CONTENT = np.random.default_rng(1).bytes(12_000_000)
@@ -30,21 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bucket(folder: Path) -> Iterator[str]:
     import fsspec
-    from moto.server import ThreadedMotoServer
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        system = fsspec.filesystem("s3", skip_instance_cache=True)
-        system.mkdir("bytes")
-        system.pipe({f"bytes/{file.name}": file.read_bytes() for file in folder.iterdir()})
-        yield "s3://bytes"
-        server.stop()
+    with running_s3("bytes") as address:
+        fsspec.filesystem("s3").pipe({f"bytes/{file.name}": file.read_bytes() for file in folder.iterdir()})
+        yield address
 
 
 @pytest.fixture

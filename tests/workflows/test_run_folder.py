@@ -11,27 +11,13 @@ from pyarrow.fs import FileSelector
 
 from mlaas_ray.core.errors import JobError
 from mlaas_ray.workflows.run_folder import RunFolder, filesystem
+from tests.s3 import running_s3
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """An empty bucket on an S3 server of one's own."""
-    from moto.server import ThreadedMotoServer
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        # what another test's server was asked is not for this one
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        fsspec.filesystem("s3").mkdir("runs")
-        yield "s3://runs"
-        server.stop()
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with running_s3("runs") as address:
+        yield address
 
 
 @pytest.fixture(params=["local", "s3"])
