@@ -127,6 +127,7 @@ def test_the_same_seed_gives_the_same_losses_to_the_last_digit(
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.slow
 def test_two_workers_learn_what_one_learns(
     one_worker: TrainedModel, toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
 ) -> None:
@@ -228,6 +229,7 @@ def test_what_reading_raises_arrives_as_itself(
     assert str(caught.value) == "/data/a.root is cut short. Fetch it again."
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_checkpoint(
     toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
 ) -> None:
@@ -249,6 +251,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_checkpoi
     assert last.is_relative_to(tmp_path)
 
 
+@pytest.mark.slow
 def test_no_validation_events_is_an_error(toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path) -> None:
     train, validation = toy_pair()
     with pytest.raises(EmptyDataError, match="no validation events"):
