@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from mlaas_ray.core.errors import JobError, nearest
 
@@ -34,6 +34,11 @@ class Settings(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise _explain(error, cls, what) from None
+
+
+def word(key: str) -> BeforeValidator:
+    """Let one word stand for settings of which it is that key, as an annotation of a field."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
 def _explain(error: ValidationError, root: type[BaseModel], what: str) -> JobError:

@@ -9,21 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from mlaas_ray.core import Signature
 from mlaas_ray.core.package import ModelFormat
-from mlaas_ray.core.settings import Settings
+from mlaas_ray.core.settings import Settings, word
 from mlaas_ray.training.batches import Floats
 
 Monitor = Literal["validation_loss", "auc", "accuracy", "r2", "mae", "rmse"]
 # Of these, less is better.
 FALLING = ("validation_loss", "mae", "rmse")
-
-
-def _named(key: str) -> BeforeValidator:
-    """Let one word stand for settings of which it is the first."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
 class ScheduleSettings(Settings):
@@ -123,12 +118,12 @@ class TrainSettings(Settings):
     batch_size: int = Field(default=256, ge=1)
     epochs: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0.0)
-    schedule: Annotated[ScheduleSettings | None, _named("kind")] = None
+    schedule: Annotated[ScheduleSettings | None, word("kind")] = None
     weight_decay: float = Field(default=1e-4, ge=0.0)
     clip: float | None = Field(default=None, gt=0.0)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     loss: Literal["mse", "mae", "huber"] = "mse"
-    early_stopping: Annotated[EarlyStopping, _named("monitor")] | None = None
+    early_stopping: Annotated[EarlyStopping, word("monitor")] | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
     shuffle_bytes: int = Field(default=1024**3, ge=1024)
     max_failures: int = Field(default=0, ge=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -232,21 +232,12 @@ class ValidationEvents:
         source: Where they come from.
         limit: Memory for keeping them, in bytes.
         group: The ranks.
-        watch: Is given the tables as they are read for the first time.
     """
 
-    def __init__(
-        self,
-        source: EventSource,
-        limit: int,
-        *,
-        group: Group,
-        watch: Callable[[Iterator[Any]], Iterator[Any]] = lambda tables: tables,
-    ) -> None:
+    def __init__(self, source: EventSource, limit: int, *, group: Group) -> None:
         self._source = source
         self._limit = limit
         self._group = group
-        self._watch = watch
         self._kept: list[Batch] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
@@ -256,7 +247,7 @@ class ValidationEvents:
         own = range(self._group.rank, self._source.blocks(0), self._group.size)
         kept: list[Batch] | None = []
         size = 0
-        for table in self._watch(self._source.tables(0, own, readers=self._group.size)):
+        for table in self._source.tables(0, own, readers=self._group.size):
             for events in batches(table):
                 yield events
                 size += events.x.nbytes + events.y.nbytes + events.weight.nbytes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from mlaas_ray.core.errors import JobError, LabelError, nearest
 from mlaas_ray.core.expressions import Expression
@@ -16,7 +16,7 @@ from mlaas_ray.core.inputs import Inputs, InputSettings
 from mlaas_ray.core.location import locate
 from mlaas_ray.core.package import check_name
 from mlaas_ray.core.prepare import check_syntax
-from mlaas_ray.core.settings import Settings
+from mlaas_ray.core.settings import Settings, word
 from mlaas_ray.core.task import TaskKind
 from mlaas_ray.repository import ModelVersion, check_alias
 from mlaas_ray.streaming import ReadingSettings, Sample
@@ -36,11 +36,6 @@ from mlaas_ray.workflows.sections import (
 
 # 1/fb in 1/pb: cross sections are in pb, and their product is a number of events.
 _PB_PER_FB = 1000.0
-
-
-def _word(key: str) -> BeforeValidator:
-    """Let one word stand for settings of which it is the first."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
 class Job(Settings):
@@ -76,10 +71,10 @@ class Job(Settings):
     define: dict[str, str] = Field(default_factory=dict)
     select: str | None = None
     inputs: InputSettings = InputSettings()
-    weights: Annotated[WeightSettings, _word("expression")] = WeightSettings()
-    task: Annotated[TaskSettings, _word("kind")] = TaskSettings()
+    weights: Annotated[WeightSettings, word("expression")] = WeightSettings()
+    task: Annotated[TaskSettings, word("kind")] = TaskSettings()
     split: SplitSettings = SplitSettings()
-    model: Annotated[ModelSettings, _word("name")] = ModelSettings()
+    model: Annotated[ModelSettings, word("name")] = ModelSettings()
     framework: str = "torch"
     train: TrainSettings = TrainSettings()
     storage: str = "runs"
