@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,10 @@ from mlaas_ray.core.package import ModelPackage, Signature, Tensor, write_packag
 from mlaas_ray.core.task import Task
 from mlaas_ray.inference.environment import free_ports
 from mlaas_ray.repository import Repository
+
+# What services find out about models: the next one need not examine the same model again.
+EXAMINED = Path(tempfile.mkdtemp(prefix="mlaas-tests-"))
+atexit.register(shutil.rmtree, EXAMINED, ignore_errors=True)
 
 SEEN = Statistics(count=4, min=0.0, max=1.0, mean=0.5, std=0.3)
 
@@ -170,6 +177,7 @@ def start_serving(repository: Path, port: int, *options: str) -> tuple[subproces
         text=True,
         start_new_session=True,
         preexec_fn=_end_with_the_tests,
+        env=os.environ | {"MLAAS_CACHE": str(EXAMINED)},
     )
     assert process.stdout is not None
     line = process.stdout.readline()

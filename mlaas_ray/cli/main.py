@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from mlaas_ray.cli.bench import bench
 from mlaas_ray.cli.compare import compare
 from mlaas_ray.cli.inspect import inspect
 from mlaas_ray.cli.materialize import materialize
@@ -49,6 +50,7 @@ app.command("compare")(compare)
 app.command("serve")(serve)
 app.add_typer(models_app, name="models")
 app.command("predict")(predict)
+app.command("bench")(bench)
 app.command("quickstart")(quickstart)
 app.command("workflow")(workflow)
 app.command("schema")(schema)

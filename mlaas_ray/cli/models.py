@@ -29,6 +29,7 @@ def models() -> None:
     mlaas models publish model.onnx --name higgs --url http://127.0.0.1:8083
     mlaas models alias higgs:2 production
     mlaas models delete higgs:1
+    mlaas models deploy higgs --replicas 1:8 --url http://127.0.0.1:8083
     """
 
 
@@ -156,6 +157,91 @@ def delete(model: Model, repository: Repo = MODELS, url: Url = None, json_line: 
         emit({"deleted": deleted})
     else:
         out.print(f"deleted {', '.join(deleted)}", highlight=False)
+
+
+Service = Annotated[
+    str,
+    typer.Option("--url", "-u", envvar="MLAAS_URL", help="The running service."),
+]
+SERVICE = "http://127.0.0.1:8083"
+
+
+@models_app.command()
+@command
+def deploy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
+    replicas: Annotated[
+        str, typer.Option(metavar="N|MIN:MAX", help="How many; 0:N lets the last one go when nobody asks.")
+    ] = "1",
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs that the cluster reserves for each.")] = 0.1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that the cluster reserves for each.")] = 0.0,
+    url: Service = SERVICE,
+    json_line: Json = False,
+) -> None:
+    """Give a model replicas of its own at a running service, beside those that all models share.
+
+    They grow and shrink with its own load. Asked again, it changes how many there are.
+
+        mlaas models deploy higgs --replicas 1:8
+        mlaas models deploy resnet --replicas 0:2 --gpus 1
+    """
+    from mlaas_ray.client import Client
+
+    with Client(url) as client:
+        client.deploy(name, replicas=replicas, cpus=cpus, gpus=gpus)
+        deployed = [each for each in client.deployments() if each["model"] == name]
+    if json_line:
+        emit({"deployments": deployed})
+    else:
+        out.print(f"{name} has replicas of its own ({replicas}) at {url}", highlight=False, soft_wrap=True)
+
+
+@models_app.command()
+@command
+def withdraw(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
+    url: Service = SERVICE,
+    json_line: Json = False,
+) -> None:
+    """Let a model's own replicas go: those that all models share answer for it again."""
+    from mlaas_ray.client import Client
+
+    with Client(url) as client:
+        client.withdraw(name)
+    if json_line:
+        emit({"withdrawn": name})
+    else:
+        out.print(f"{name} has no replicas of its own any more", highlight=False)
+
+
+@models_app.command()
+@command
+def deployments(url: Service = SERVICE, json_line: Json = False) -> None:
+    """List the models that have replicas of their own at a running service."""
+    from mlaas_ray.client import Client
+
+    with Client(url) as client:
+        found = client.deployments()
+    if json_line:
+        emit({"deployments": found})
+        return
+    if not found:
+        out.print("all models share the same replicas: see mlaas models deploy", highlight=False)
+        return
+    table = Table("model", "replicas", "fewest", "most", "CPUs", "GPUs")
+    for each in found:
+        wanted = each["wanted"]
+        scale = wanted["replicas"]
+        row = [
+            each["model"],
+            each["replicas"],
+            scale["fewest"],
+            scale["most"],
+            wanted["cpus"],
+            wanted["gpus"],
+        ]
+        table.add_row(*map(str, row))
+    out.print(table)
 
 
 def _local_models(folder: Path) -> list[dict[str, Any]]:

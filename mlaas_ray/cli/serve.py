@@ -27,8 +27,23 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8083,
-    replicas: Annotated[int, typer.Option(min=1, help="Processes that hold models and predict.")] = 1,
-    gateways: Annotated[int, typer.Option(min=1, help="Processes that speak HTTP.")] = 1,
+    replicas: Annotated[
+        str, typer.Option(metavar="N|MIN:MAX", help="Processes that hold models and predict.")
+    ] = "1",
+    gateways: Annotated[str, typer.Option(metavar="N|MIN:MAX", help="Processes that speak HTTP.")] = "1",
+    predict_in: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|gateways|replicas",
+            help="Where models live; auto has light ones in gateways, which saves a way, others in replicas.",
+        ),
+    ] = "auto",
+    coalesce: Annotated[
+        bool,
+        typer.Option(
+            "--coalesce/--plain", help="Gather rows before Serve sees a request, or give Serve each request."
+        ),
+    ] = True,
     threads: Annotated[int, typer.Option(min=1, help="Threads a model may use for a prediction.")] = 1,
     max_request: Annotated[int, typer.Option(min=1, help="Largest body of a prediction, MiB.")] = 64,
     max_upload: Annotated[
@@ -60,6 +75,8 @@ def serve(
             "port": port,
             "replicas": replicas,
             "gateways": gateways,
+            "predict_in": predict_in,
+            "coalesce": coalesce,
             "threads": threads,
             "request_bytes": max_request << 20,
             "upload_bytes": max_upload << 20,

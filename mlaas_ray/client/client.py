@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+from urllib.parse import quote
 
 import httpx
 
@@ -65,7 +66,8 @@ class Client:
 
         Give one of ``values`` (with ``keys`` in their order, or in the model's order without), ``event`` and
         ``events``. Values may be numpy arrays, ``(features,)`` or ``(events, features)``; NaN and None are
-        missing values.
+        missing values. An array ``(events, features)`` in the model's order, with the model named, is sent as
+        it is in memory: the way for many events.
 
         Args:
             model: ``name`` or ``name:version``; may be left out when the service has one model.
@@ -75,10 +77,14 @@ class Client:
             events: Several such.
 
         Returns:
-            ``[p0, …]`` for one row or event; a list of such for several.
+            ``[p0, …]`` for one row or event; a list of such for several; for an array ``(events, features)``
+            an array ``(events, outputs)`` float32.
         """
+        if _is_matrix(values) and model and keys is None and event is None and events is None:
+            return self._predict_matrix(model, values)
         query = {"model": model, "keys": keys, "values": values, "event": event, "events": events}
-        return self.predict_document({name: value for name, value in query.items() if value is not None})
+        answers = self.predict_document({name: value for name, value in query.items() if value is not None})
+        return _as_array(answers) if _is_matrix(values) else answers
 
     def predict_document(self, document: Mapping[str, Any]) -> Any:
         """Ask for predictions with a document as the service's ``/json`` takes it."""
@@ -89,6 +95,22 @@ class Client:
                 f"the event cannot be sent: {error}", "Send numbers, lists and numpy arrays"
             ) from None
         return self._ask("POST", "/json", content=body, headers={"Content-Type": "application/json"})
+
+    def _predict_matrix(self, model: str, values: Any) -> Any:
+        import numpy as np  # which is there: the caller made the array with it
+
+        with np.errstate(over="ignore"):
+            rows = np.ascontiguousarray(values, dtype="<f4")
+        if np.isinf(rows).any():
+            raise EventError("the event cannot be sent: a value is too large for float32", "Send finite ones")
+        reply = self._request(
+            "POST",
+            f"/models/{quote(model, safe=':')}/predict",
+            content=rows.tobytes(),
+            headers={"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"},
+        )
+        outputs = int(reply.headers["X-Outputs"])
+        return np.frombuffer(reply.content, "<f4").reshape(-1, outputs).copy()
 
     def models(self) -> list[dict[str, Any]]:
         """Return a description of each model's newest version."""
@@ -122,6 +144,31 @@ class Client:
         """Delete a model ``name``, or one version ``name:version``; return what was deleted."""
         return list(self._ask("DELETE", f"/delete/{model}")["deleted"])
 
+    def deployments(self) -> list[dict[str, Any]]:
+        """Return the models with replicas of their own: what is wanted, and how many there are."""
+        return list(self._ask("GET", "/deployments"))
+
+    def deploy(self, model: str, *, replicas: str = "1", cpus: float = 0.1, gpus: float = 0.0) -> None:
+        """Give a model replicas of its own, or other ones; returns when they answer.
+
+        Args:
+            model: Its name, without a version: they serve whatever the name stands for.
+            replicas: How many: ``2``, or the fewest and the most as in ``0:8``.
+            cpus: CPUs that the cluster reserves for each.
+            gpus: GPUs, likewise.
+        """
+        wish = {"replicas": replicas, "cpus": cpus, "gpus": gpus}
+        self._ask(
+            "PUT",
+            f"/deployments/{model}",
+            content=json.dumps(wish).encode(),
+            timeout=httpx.Timeout(self._http.timeout.connect, read=600.0, write=60.0),
+        )
+
+    def withdraw(self, model: str) -> None:
+        """Let a model's own replicas go; those for all answer for it again."""
+        self._ask("DELETE", f"/deployments/{model}")
+
     def status(self) -> dict[str, Any]:
         """Return the figures of the service's machine and work."""
         return dict(self._ask("GET", "/status"))
@@ -138,6 +185,9 @@ class Client:
         return str(reply["name"]), int(reply["version"])
 
     def _ask(self, method: str, path: str, **content: Any) -> Any:
+        return self._request(method, path, **content).json()
+
+    def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
         try:
             reply = self._http.request(method, path, **content)
         except httpx.TimeoutException:
@@ -149,7 +199,7 @@ class Client:
                 f"cannot reach {self.url}: {error}", "Is the service running? Start it with mlaas serve"
             ) from None
         if reply.is_success:
-            return reply.json()
+            return reply
         raise ServiceError(_reason(reply))
 
 
@@ -158,6 +208,19 @@ def _reason(reply: httpx.Response) -> str:
         return str(reply.json()["error"]).rstrip(".")
     except (ValueError, KeyError, TypeError):
         return f"{reply.request.url} answered {reply.status_code} {reply.reason_phrase}"
+
+
+def _is_matrix(values: Any) -> bool:
+    """Tell whether values are a numpy array ``(events, features)`` of numbers, without importing numpy."""
+    return getattr(values, "ndim", 0) == 2 and getattr(getattr(values, "dtype", None), "kind", "") in set(
+        "biuf"
+    )
+
+
+def _as_array(answers: Any) -> Any:
+    import numpy as np
+
+    return np.array(answers, dtype=np.float32)
 
 
 def _plain(value: Any) -> Any:

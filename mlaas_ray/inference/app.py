@@ -6,21 +6,51 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application, Deployment
+from ray.serve.config import BackpressureConfig
 
+from mlaas_ray.inference.autoscaling import options
 from mlaas_ray.inference.gateway import Gateway
 from mlaas_ray.inference.replica import ModelReplica
-from mlaas_ray.inference.settings import ServiceSettings
+from mlaas_ray.inference.settings import Scale, ServiceSettings
 
 APPLICATION = "mlaas"
 
 # Small shares: on a laptop the service lives beside a training. What a replica may really use is bounded by
 # the threads of its models.
+SHARE = 0.1
 _OPTIONS: dict[str, Any] = {
-    "ray_actor_options": {"num_cpus": 0.1},
     "graceful_shutdown_wait_loop_s": 0.1,
     "health_check_timeout_s": 60,
     "logging_config": {"enable_access_log": False},
 }
+
+
+def replicas(
+    settings: ServiceSettings,
+    scale: Scale,
+    *,
+    only: str | None = None,
+    cpus: float = SHARE,
+    gpus: float = 0,
+) -> Application:
+    """Build model replicas.
+
+    Args:
+        settings: The service's settings.
+        scale: How many.
+        only: The one model they are for; None for any.
+        cpus: CPUs that Ray reserves for each.
+        gpus: GPUs, likewise.
+    """
+    deployment: Deployment = serve.deployment(
+        name="ModelReplica",
+        max_ongoing_requests=200,
+        graceful_shutdown_timeout_s=10,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        **options(scale, rows=settings.rows_per_replica, threads=settings.threads),
+        **_OPTIONS,
+    )(ModelReplica)
+    return deployment.bind(settings, only)
 
 
 def build_app(settings: ServiceSettings) -> Application:
@@ -32,21 +62,18 @@ def build_app(settings: ServiceSettings) -> Application:
     Returns:
         An application for ``serve.run``.
     """
-    models: Deployment = serve.deployment(
-        name="ModelReplica",
-        num_replicas=settings.replicas,
-        max_ongoing_requests=200,
-        graceful_shutdown_timeout_s=10,
-        **_OPTIONS,
-    )(ModelReplica)
+    models = replicas(settings, settings.replicas) if settings.predict_in != "gateways" else None
     gateway: Deployment = serve.deployment(
         name="Gateway",
-        num_replicas=settings.gateways,
         max_ongoing_requests=1000,
+        max_queued_requests=2000,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         graceful_shutdown_timeout_s=15,
+        ray_actor_options={"num_cpus": SHARE},
+        **options(settings.gateways, rows=settings.requests_per_gateway),
         **_OPTIONS,
     )(serve.ingress()(Gateway))
-    return gateway.bind(settings, models.bind(settings))
+    return gateway.bind(settings, models)
 
 
 def app_builder(args: dict[str, Any]) -> Application:

@@ -1,17 +1,17 @@
-"""Catalog: the repository as a gateway sees it, read anew at each request and parsed once a package.
+"""Catalog: the repository's packages, each parsed once.
 
-Packages appear and vanish under it (uploads, deletes, publishes of other processes); a name is resolved to
-its newest version each time, which costs one listing of a folder.
+Packages appear and vanish under it (uploads, deletes, publishes of other processes).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlaas_ray.core.errors import EventError, MlaasError, ModelMissingError, PackageError
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.package import MANIFEST, ModelPackage
+from mlaas_ray.inference.shipment import ModelKey
 from mlaas_ray.repository import ModelVersion, Repository
 
 ENTRIES = 1000
@@ -22,19 +22,18 @@ class Entry:
     """One version of a model, parsed.
 
     Attributes:
+        key: Its name, number and digest.
         version: Its name and number.
         package: The package in the repository.
-        digest: The package's digest: tells a version from another of the same number, should the repository
-            have been made anew.
         features: Its columns; None in a model that came from elsewhere.
         width: Values a row has.
     """
 
-    version: ModelVersion
-    package: ModelPackage
-    digest: str
-    features: FeatureSpec | None
-    width: int
+    key: ModelKey
+    version: ModelVersion = field(compare=False)
+    package: ModelPackage = field(compare=False)
+    features: FeatureSpec | None = field(compare=False)
+    width: int = field(compare=False)
 
 
 class Catalog:
@@ -57,7 +56,7 @@ class Catalog:
             VersionMissingError: When the model has no such version.
             EventError: When no model is named and there are several.
         """
-        return self._entry(self.repository.find(model or self._only()))
+        return self.entry(self.repository.find(model or self.only()))
 
     def newest(self) -> list[tuple[ModelVersion, Entry | MlaasError]]:
         """Return the newest version of each model, or what is wrong with it."""
@@ -66,14 +65,20 @@ class Catalog:
             version = ModelVersion(name, 0)
             try:
                 version = self.repository.latest(name)
-                found.append((version, self._entry(version)))
+                found.append((version, self.entry(version)))
             except ModelMissingError:  # deleted meanwhile
                 continue
             except MlaasError as error:
                 found.append((version, error))
         return found
 
-    def _only(self) -> str:
+    def only(self) -> str:
+        """Return the name of the only model.
+
+        Raises:
+            ModelMissingError: When there is none.
+            EventError: When there are several.
+        """
         names = self.repository.names()
         if len(names) == 1:
             return names[0]
@@ -82,7 +87,14 @@ class Catalog:
         shown = ", ".join(names[:8]) + ("…" if len(names) > 8 else "")
         raise EventError(f"no model is named, and there are {len(names)}: {shown}", 'Send "model": "name"')
 
-    def _entry(self, version: ModelVersion) -> Entry:
+    def entry(self, version: ModelVersion) -> Entry:
+        """Return the entry of a version.
+
+        Raises:
+            ModelMissingError: When there is no such model.
+            VersionMissingError: When the model has no such version.
+            PackageError: When the package is damaged.
+        """
         package = self.repository.get(version.name, version.version)
         # A package never changes; its manifest's identity tells it from one of the same name and number.
         status = (package.path / MANIFEST).stat()
@@ -103,4 +115,5 @@ def _parse(version: ModelVersion, package: ModelPackage) -> Entry:
     if width is None or (features is not None and features.width != width):
         columns = f"its features.json has {features.width}" if features else "it has no fixed width"
         raise PackageError(f"{version}: the model takes {width} values a row, {columns}", "Publish it again")
-    return Entry(version, package, package.digest, features, width)
+    key = ModelKey(version.name, version.version, package.digest)
+    return Entry(key, version, package, features, width)

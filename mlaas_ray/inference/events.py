@@ -8,20 +8,35 @@ written in any case, other fields are ignored, as TFaaS does:
 - ``event``: the file's branches, ``{"MET_pt": 31.2, "Jet_pt": [52.1, 33.0]}``, prepared and flattened by the
   model's own FeatureSpec as in training;
 - ``values`` as a list of rows, or ``events`` as a list of events: many at once.
+
+What most programs send, ``values`` of one row or of many under names in lower case, is read by a typed
+decoder, in a third of the time; what that does not take is read again in general, which says what is wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import orjson
 
-from mlaas_ray.core.errors import EventError, nearest
+from mlaas_ray.core.errors import EventError
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.flatten import Rows, flatten_events
+from mlaas_ray.inference.rows import (
+    ManyRows,
+    SingleRow,
+    place_many,
+    place_row,
+    positions_of,
+    read_row,
+    read_rows,
+    refuse_infinite,
+    scatter,
+)
 
 FORMS = 'Send {"keys": […], "values": […]}, {"values": […]} or {"event": {…}}'
 
@@ -31,10 +46,12 @@ class Query:
     """One request's content, before its model is known.
 
     Attributes:
-        fields: The JSON object, its names in lower case.
+        body: The JSON.
+        usual: What it says, when it is in the usual form.
     """
 
-    fields: Mapping[str, Any]
+    body: bytes
+    usual: SingleRow | ManyRows | None = None
 
     @classmethod
     def parse(cls, body: bytes) -> Query:
@@ -43,13 +60,21 @@ class Query:
         Raises:
             EventError: When it is not a JSON object, saying where.
         """
+        query = cls(body, read_row(body) or read_rows(body))
+        if query.usual is None:
+            _ = query.fields
+        return query
+
+    @cached_property
+    def fields(self) -> Mapping[str, Any]:
+        """The JSON object, its names in lower case."""
         try:
-            content = orjson.loads(body)
+            content = orjson.loads(self.body)
         except orjson.JSONDecodeError as error:
             raise EventError(f"the body is not JSON: {error}", FORMS) from None
         if not isinstance(content, dict):
             raise EventError(f"the body is a JSON {_kind(content)}, not an object", FORMS)
-        return cls({name.lower(): value for name, value in content.items()})
+        return {name.lower(): value for name, value in content.items()}
 
     @property
     def model(self) -> str:
@@ -58,6 +83,8 @@ class Query:
         Raises:
             EventError: For a name or version of another type.
         """
+        if self.usual is not None:
+            return self.usual.model
         name = self.fields.get("model")
         version = self.fields.get("version")
         if name is not None and not isinstance(name, str):
@@ -83,6 +110,19 @@ class Query:
         Raises:
             EventError: For events that do not fit the model.
         """
+        usual = self.usual
+        many = isinstance(usual, ManyRows)
+        if isinstance(usual, SingleRow):
+            row = place_row(usual, spec, width)
+            placed = None if row is None else row[None]
+        else:
+            placed = place_many(usual, spec, width) if usual else None
+        if placed is not None:
+            return placed, many
+        return self._rows(spec, width)
+
+    def _rows(self, spec: FeatureSpec | None, width: int) -> tuple[Rows, bool]:
+        """Turn the events of any form into rows, or say what is wrong with them."""
         given = [name for name in ("values", "event", "events") if self.fields.get(name) is not None]
         if len(given) != 1:
             what = " and ".join(given) or "no values and no event"
@@ -95,12 +135,7 @@ class Query:
             events = self.fields[given[0]]
             many = given == ["events"]
             rows = flatten_events(_events(events) if many else _events([events]), spec)
-        if np.isinf(rows).any():
-            row, column = np.argwhere(np.isinf(rows))[0]
-            name = spec.columns[column] if spec else f"number {column}"
-            raise EventError(
-                f"row {row}: the value of {name} is too large for float32", "Send a finite value"
-            )
+        refuse_infinite(rows, spec)
         return rows, many
 
     def _from_values(self, spec: FeatureSpec | None, width: int) -> tuple[Rows, bool]:
@@ -113,30 +148,11 @@ class Query:
         # TFaaS ignores the keys; so does a model that knows no columns.
         if keys is None or spec is None:
             return _matrix(rows, width, null=spec is not None), many
-        positions = _positions(keys, spec)
-        result = np.full((len(rows), spec.width), np.nan, dtype=np.float32)
-        result[:, positions] = _matrix(rows, len(positions), null=True, what=f"{len(positions)} keys")
-        return result, many
-
-
-def _positions(keys: Any, spec: FeatureSpec) -> list[int]:
-    """Return the column of each key.
-
-    Raises:
-        EventError: For a key the model does not know, or one given twice.
-    """
-    if not isinstance(keys, list):
-        raise EventError(f"keys is a {_kind(keys)}", 'Send "keys": ["name", …]')
-    positions = []
-    for key in keys:
-        position = spec.index.get(key) if isinstance(key, str) else None
-        if position is None:
-            raise EventError(f"the model knows no key {key!r}", nearest(str(key), spec.columns))
-        positions.append(position)
-    if len(set(positions)) != len(positions):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise EventError(f"the key {twice!r} is given twice", "Send each key once")
-    return positions
+        if not isinstance(keys, list):
+            raise EventError(f"keys is a {_kind(keys)}", 'Send "keys": ["name", …]')
+        positions = positions_of(keys, spec)
+        matrix = _matrix(rows, len(positions), null=True, what=f"{len(positions)} keys")
+        return scatter(matrix, positions, spec.width), many
 
 
 def _matrix(rows: list[Any], width: int, *, null: bool, what: str = "") -> Rows:

@@ -1,84 +1,124 @@
-"""Gateway: a process that speaks HTTP, and hands rows to the model replicas. It holds no model."""
+"""Gateway: a process that speaks HTTP, and hands rows to what holds the models."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from typing import Any
 
-from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from mlaas_ray.core.flatten import Rows
+from mlaas_ray.inference import protocol
 from mlaas_ray.inference.catalog import Catalog, Entry
+from mlaas_ray.inference.deployments import Deployments
+from mlaas_ray.inference.desk import Desk
 from mlaas_ray.inference.http import HttpFace
 from mlaas_ray.inference.inspection import inspect_apart
+from mlaas_ray.inference.pool import ModelPool
+from mlaas_ray.inference.predictor import OwnModels, Predictor, Replicas
+from mlaas_ray.inference.replica import preload
+from mlaas_ray.inference.routes import Routes
 from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.settings import ServiceSettings
+from mlaas_ray.inference.status import Status
 from mlaas_ray.inference.uploads import Inspect
 from mlaas_ray.repository import Repository
 
-HEALTH_TIMEOUT_S = 10.0
+logger = logging.getLogger("ray.serve")
+
+# How often a gateway looks how many replicas there are.
+PULSE_S = 1.0
 
 
-class ReplicaPool:
-    """The model replicas, as the HTTP face sees them.
+class Gateway:
+    """A deployment's replica: the HTTP face, and the desk, over the models.
 
     Args:
-        settings: Time-outs.
-        handle: The deployment of model replicas.
+        settings: The service's settings.
+        models: The deployment of model replicas; None where there is none.
     """
 
-    def __init__(self, settings: ServiceSettings, handle: DeploymentHandle[Any]) -> None:
+    async def __init__(self, settings: ServiceSettings, models: DeploymentHandle[Any] | None) -> None:  # type: ignore[misc]
         self._settings = settings
-        self._handle = handle
+        catalog = Catalog(Repository(settings.repository))
+        here = None
+        if settings.predict_in != "replicas":
+            here = ModelPool.of(catalog.repository, settings)
+            if settings.preload:
+                await preload(here, catalog, settings, in_gateway=True)
+        self._predictor = Predictor(
+            settings,
+            shared=Replicas(models, settings) if models else None,
+            here=OwnModels(here) if here else None,
+        )
+        self._routes = Routes(catalog, self._predictor.prepare, settings.predict_timeout_s)
+        self._status = Status()
+        self._desk = Desk(self._routes, self._predictor, self._status)
+        protocol.install(self._desk if settings.coalesce else None)
+        self._face = HttpFace(settings, catalog, self, self._status)
+        self.deployments = Deployments(catalog.repository, settings, self._predictor, self._routes.forget)
+        self._pulse = asyncio.create_task(self._beat())
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self._face.app()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Serve's autoscaler how much there is to do."""
+        return self._status.load.report()
+
+    async def find(self, model: str) -> Entry:
+        """Return the version that answers for a name; see :meth:`Routes.find`."""
+        return await self._routes.find(model)
 
     async def predict(self, entry: Entry, rows: Rows) -> Predictions:
-        """Ask a replica for the predictions of rows ``(events, features)``.
+        """Predict; see :meth:`Predictor.predict`."""
+        return await self._predictor.predict(entry, rows)
 
-        Raises:
-            TimeoutError: When no replica answers in time.
-        """
-        ask = partial(
-            self._handle.predict.remote, entry.version.name, entry.version.version, entry.digest, rows
-        )
-        async with asyncio.timeout(self._settings.predict_timeout_s):
-            try:
-                answer: Predictions = await ask()
-            except RayActorError:
-                # The replica died under the request; a prediction may be asked twice, once more is enough.
-                answer = await ask()
-        return answer
+    async def settle(self, name: str) -> None:
+        """Wait until the newest version of a model answers for it; see :meth:`Routes.settle`."""
+        await self._routes.settle(name)
 
-    async def loaded(self) -> list[str]:
-        """Return the versions in a replica's memory.
+    def facts(self, entry: Entry) -> dict[str, Any]:
+        """Return what was found when a version was loaded."""
+        return self._predictor.facts(entry.key)
+
+    def failures(self, name: str) -> dict[int, str]:
+        """Return the versions of a model that do not load, and why."""
+        return self._routes.failures(name)
+
+    async def state(self) -> dict[str, Any]:
+        """Return what the service is doing, and what is in memory.
 
         Raises:
             TimeoutError: When no replica answers.
         """
-        async with asyncio.timeout(HEALTH_TIMEOUT_S):
-            versions: list[str] = await self._handle.loaded.remote()
-        return versions
+        found = await self._predictor.loaded()
+        return {
+            # Which way requests take: connections that came to the desk, or did not, are the proof.
+            "path": "coalesced" if self._desk.connections else "plain",
+            "coalesced": self._desk.taken,
+            "waiting": self._predictor.batcher.waiting,
+            "calls": self._predictor.batcher.calls,
+            "rows": self._predictor.batcher.rows,
+            "predict_in": self._settings.predict_in,
+            "replicas": [{"model": name or None, **one} for name, each in found.items() for one in each],
+            "loaded": sorted({model for each in found.values() for one in each for model in one["models"]}),
+        }
 
     @property
     def inspect(self) -> Inspect:
         """Loads an uploaded model in a process of its own; blocks."""
-        return partial(inspect_apart, timeout_s=self._settings.load_timeout_s)
+        return partial(inspect_apart, timeout_s=self._settings.load_timeout_s, threads=self._settings.threads)
 
-
-class Gateway:
-    """A deployment's replica: the HTTP face over the pool of model replicas.
-
-    Args:
-        settings: The service's settings.
-        models: The deployment of model replicas.
-    """
-
-    def __init__(self, settings: ServiceSettings, models: DeploymentHandle[Any]) -> None:
-        self._face = HttpFace(
-            settings, Catalog(Repository(settings.repository)), ReplicaPool(settings, models)
-        )
-
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        return self._face.app()
+    async def _beat(self) -> None:
+        """Look how many replicas there are, for as long as the gateway lives."""
+        while True:
+            try:
+                await self.deployments.look()
+                await self._predictor.loaded()
+            except Exception as error:  # whatever it is, the next beat may go better
+                logger.info("the model replicas do not answer: %s", error)
+            await asyncio.sleep(PULSE_S)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
+import math
 import re
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
@@ -18,20 +21,32 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mlaas_ray.core.errors import InvalidNameError, MlaasError, PackageError
+from mlaas_ray.core.errors import InvalidNameError, MlaasError, ModelError, ModelMissingError, PackageError
 from mlaas_ray.core.flatten import Rows
+from mlaas_ray.core.package import check_name
 from mlaas_ray.inference.body import bounded, save
+from mlaas_ray.inference.busy import BusyError
 from mlaas_ray.inference.catalog import Catalog, Entry
+from mlaas_ray.inference.deployments import Deployments, Wish
 from mlaas_ray.inference.events import Query
+from mlaas_ray.inference.formats import JSON, PROTOBUF, RAW, Format, Target, answer_format, format_of
 from mlaas_ray.inference.params import describe, describe_fully
 from mlaas_ray.inference.replies import error_reply, json_reply
 from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
 from mlaas_ray.inference.status import Status
 from mlaas_ray.inference.uploads import Inspect, model_file_name, publish_bundle, publish_form
+from mlaas_ray.inference.wire import read_message
 from mlaas_ray.repository import ModelVersion
 
 Handler = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
+
+# Bodies from here on are read and written in a thread, so that others are answered meanwhile. JSON of so many
+# takes 4 ms; for less, the threads would wait for each other longer than that.
+LONG_BYTES = MEBIBYTE // 2
+# Events take as many times longer than rows of numbers.
+SLOWER = 8
 
 _FORM_FILES = {"params": "params.json", "features": "features.json"}
 _REMEDY = "curl -F name=NAME -F model=@model.onnx URL/upload"
@@ -40,12 +55,33 @@ _REMEDY = "curl -F name=NAME -F model=@model.onnx URL/upload"
 class Backend(Protocol):
     """What predicts and inspects behind the HTTP face."""
 
+    async def find(self, model: str) -> Entry:
+        """Return the version that answers for ``name``, ``name:version`` or ``name:alias``."""
+        ...
+
     async def predict(self, entry: Entry, rows: Rows) -> Predictions:
         """Predict rows ``(events, features)`` with one version."""
         ...
 
-    async def loaded(self) -> list[str]:
-        """Return the versions in a replica's memory; fails when no replica answers."""
+    async def settle(self, name: str) -> None:
+        """Wait until the newest version of a model answers for it."""
+        ...
+
+    def facts(self, entry: Entry) -> dict[str, Any]:
+        """Return what was found when a version was loaded: what runs it, and how fast."""
+        ...
+
+    def failures(self, name: str) -> dict[int, str]:
+        """Return the versions of a model that do not load, and why."""
+        ...
+
+    async def state(self) -> dict[str, Any]:
+        """Return what the service is doing, and what is in memory; fails when no replica answers."""
+        ...
+
+    @property
+    def deployments(self) -> Deployments:
+        """The models with replicas of their own."""
         ...
 
     @property
@@ -61,25 +97,32 @@ class HttpFace:
         settings: Limits.
         catalog: The repository.
         backend: What predicts.
+        status: Counts.
     """
 
-    def __init__(self, settings: ServiceSettings, catalog: Catalog, backend: Backend) -> None:
+    def __init__(self, settings: ServiceSettings, catalog: Catalog, backend: Backend, status: Status) -> None:
         self._settings = settings
         self._catalog = catalog
         self._repository = catalog.repository
         self._backend = backend
-        self._status = Status()
+        self._status = status
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
         routes = [
             self._route("/json", "POST", self.predict),
             self._route("/predict/json", "POST", self.predict),
+            self._route("/proto", "POST", self.predict_message),
+            self._route("/predict/proto", "POST", self.predict_message),
+            self._route("/models/{model}/predict", "POST", self.predict_rows),
             self._route("/models", "GET", self.models),
             self._route("/params/{model}", "GET", self.params),
             self._route("/upload", "POST", self.upload),
             self._route("/delete", "DELETE", self.delete_named),
             self._route("/delete/{model}", "DELETE", self.delete),
+            self._route("/deployments", "GET", self.list_deployments),
+            self._route("/deployments/{model}", "PUT", self.deploy),
+            self._route("/deployments/{model}", "DELETE", self.withdraw),
             self._route("/status", "GET", self.status),
             self._route("/health", "GET", self.health),
         ]
@@ -89,12 +132,32 @@ class HttpFace:
 
     async def predict(self, request: Request) -> Response:
         """Answer one event with ``[p0, …]``, several with ``[[p0, …], …]``."""
-        body = await bounded(request, self._settings.request_bytes, self._settings.body_timeout_s).body()
-        query = Query.parse(body)
-        entry = self._catalog.find(query.model)
-        rows, many = query.rows(entry.features, entry.width)
-        answers = await self._backend.predict(entry, rows)
-        return json_reply(answers if many else answers[0], headers={"X-Model": str(entry.version)})
+        body = await self._body(request)
+        query = await _apart(len(body), Query.parse, body)
+        entry = await self._backend.find(query.model)
+        size = len(body) if query.usual else len(body) * SLOWER
+        rows, many = await _apart(size, query.rows, entry.features, entry.width)
+        return await self._answer(entry, rows, many, JSON)
+
+    async def predict_message(self, request: Request) -> Response:
+        """Answer a Row with Predictions, a DataFrame with a PredictionsList."""
+        body = await self._body(request)
+        table = await _apart(len(body), read_message, body)
+        entry = await self._backend.find(table.model)
+        rows, many = table.rows(entry.features, entry.width)
+        # TFaaS's own media type
+        return await self._answer(entry, rows, many, PROTOBUF, "application/octet-stream")
+
+    async def predict_rows(self, request: Request) -> Response:
+        """Answer rows in any format, in the format that is accepted."""
+        body = await self._body(request)
+        sent = format_of(request.headers.get("content-type"))
+        wanted = answer_format(",".join(request.headers.getlist("accept")), sent)
+        model = request.path_params["model"]
+        entry = await self._backend.find(model)
+        target = Target(model, entry.features, entry.width, self._settings.request_bytes)
+        rows, many = await _apart(len(body), sent.read, body, target)
+        return await self._answer(entry, rows, many, wanted)
 
     async def models(self, _request: Request) -> Response:
         """List the models; one that is damaged is listed with its error."""
@@ -102,7 +165,7 @@ class HttpFace:
         for version, entry in self._catalog.newest():
             if isinstance(entry, Entry):
                 try:
-                    listed.append(describe(entry, self._repository.versions(version.name)))
+                    listed.append(self._described(entry, describe))
                     continue
                 except MlaasError as error:
                     entry = error
@@ -111,8 +174,12 @@ class HttpFace:
 
     async def params(self, request: Request) -> Response:
         """Describe one model."""
-        entry = self._catalog.find(request.path_params["model"])
-        return json_reply(describe_fully(entry, self._repository.versions(entry.version.name)))
+        model = request.path_params["model"]
+        try:
+            entry = await self._backend.find(model)
+        except (ModelError, BusyError):  # it may be described all the same
+            entry = self._catalog.find(model)
+        return json_reply(self._described(entry, describe_fully))
 
     async def upload(self, request: Request) -> Response:
         """Publish a form or a bundle as the next version."""
@@ -130,11 +197,13 @@ class HttpFace:
                     self._settings.unpacked_bytes,
                     self._backend.inspect,
                 )
+        # Who uploaded it may ask it at once, and finds it loaded.
+        await self._backend.settle(version.name)
         return json_reply({"name": version.name, "version": version.version})
 
     async def delete(self, request: Request) -> Response:
         """Delete a model, or one version of it."""
-        return self._delete(request.path_params["model"])
+        return await self._delete(request.path_params["model"])
 
     async def delete_named(self, request: Request) -> Response:
         """Delete the model that a form's field names."""
@@ -145,16 +214,33 @@ class HttpFace:
             raise InvalidNameError(
                 "no model name is provided", "Send the field model, or DELETE /delete/NAME"
             )
-        return self._delete(model)
+        return await self._delete(model)
 
     async def status(self, _request: Request) -> Response:
         """Report the machine, the work done, and the models in a replica's memory."""
-        return json_reply(self._status.report() | {"loaded": await self._backend.loaded()})
+        return json_reply(self._status.report() | await self._backend.state())
 
     async def health(self, _request: Request) -> Response:
         """Answer ok when a model replica answers."""
-        await self._backend.loaded()
+        await self._backend.state()
         return json_reply({"status": "ok"})
+
+    async def list_deployments(self, _request: Request) -> Response:
+        """List the models with replicas of their own."""
+        return json_reply(await self._backend.deployments.listed())
+
+    async def deploy(self, request: Request) -> Response:
+        """Give a model replicas of its own."""
+        name = check_name(request.path_params["model"])
+        wish = Wish.read(await bounded(request, MEBIBYTE, self._settings.body_timeout_s).body())
+        await self._backend.deployments.deploy(name, wish)
+        return json_reply({"model": name, "wanted": wish.model_dump(mode="json")})
+
+    async def withdraw(self, request: Request) -> Response:
+        """Let the pool answer for a model again."""
+        name = check_name(request.path_params["model"])
+        await self._backend.deployments.withdraw(name)
+        return json_reply({"withdrawn": name})
 
     def _route(self, path: str, method: str, handler: Handler) -> Route:
         async def answer(request: Request) -> Response:
@@ -167,9 +253,39 @@ class HttpFace:
 
         return Route(path, answer, methods=[method])
 
-    def _delete(self, model: str) -> Response:
+    async def _body(self, request: Request) -> bytes:
+        return await bounded(request, self._settings.request_bytes, self._settings.body_timeout_s).body()
+
+    async def _answer(
+        self, entry: Entry, rows: Rows, many: bool, wanted: Format, media_type: str | None = None
+    ) -> Response:
+        """Predict rows, and write the answer."""
+        start = time.perf_counter()
+        with self._status.load.of(1):
+            answers = await self._backend.predict(entry, rows)
+        self._status.predicted(entry.version.name, len(rows), time.perf_counter() - start)
+        content = await _apart(answers.nbytes, wanted.write, answers, entry.package.labels, many)
+        headers = {"X-Model": str(entry.version)}
+        if wanted is RAW:
+            headers["X-Outputs"] = str(math.prod(answers.shape[1:]))
+        return Response(content, headers=headers, media_type=media_type or wanted.types[0])
+
+    def _described(
+        self, entry: Entry, description: Callable[[Entry, list[int]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Describe a version, with what is known of it where it runs."""
+        name = entry.version.name
+        described = description(entry, self._repository.versions(name))
+        described |= {"aliases": self._repository.aliases(name), "runtime": self._backend.facts(entry)}
+        failed = self._backend.failures(name)
+        return described | ({"failed": failed} if failed else {})
+
+    async def _delete(self, model: str) -> Response:
         name, number = ModelVersion.parse(model)
-        deleted = self._repository.delete(name, number)
+        deleted = await asyncio.to_thread(self._repository.delete, name, number)
+        if name not in await asyncio.to_thread(self._repository.names):
+            with contextlib.suppress(ModelMissingError):  # most have no replicas of their own
+                await self._backend.deployments.withdraw(name)
         return json_reply({"deleted": [str(version) for version in deleted]})
 
     async def _upload_form(self, request: Request, folder: Path) -> ModelVersion:
@@ -195,6 +311,13 @@ class HttpFace:
             folder,
             self._backend.inspect,
         )
+
+
+async def _apart(size: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function that works on this many bytes, in a thread when there are many."""
+    if size < LONG_BYTES:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
 
 
 async def _write_part(part: UploadFile | str | None, path: Path) -> None:

@@ -1,24 +1,55 @@
-"""Inspection: what an uploaded model is, found in a process of its own before anything serves it.
+"""Inspection: what a model is and how it is run best, found in a process of its own and remembered.
 
-A model is a program: a damaged one may take the process that loads it along. So the first load of an
-upload happens in a Ray task whose process ends with it, never in a gateway or a model replica.
+A model is a program: a damaged one may take the process that loads it along. So the first load of a model
+happens in a process that does nothing else (:mod:`mlaas_ray.inference.tuning`), never in a gateway or a
+model replica. What was found is kept in this user's cache: an upload is examined once, when it arrives.
+
+::
+
+    <cache>/runtimes/<key>/
+      examination.json   Examination
+      probe.npz          rows, and the reference's answers to them
+      frozen.pb | model.tflite   what the chosen runtime opens, where that is not the model itself
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import ray
-from ray.exceptions import GetTimeoutError, RayTaskError, WorkerCrashedError
+from pydantic import ValidationError
 
-from mlaas_ray.core.errors import MlaasError, ModelError
+import mlaas_ray
+from mlaas_ray.core.cache import cache_folder
+from mlaas_ray.core.errors import ModelError
 from mlaas_ray.core.package import ModelFormat, Signature
-from mlaas_ray.inference.runtimes import check_signature, open_model, predict
+from mlaas_ray.inference.examination import Examination
 
-SAMPLE_ROWS = 2
+FOUND, PROBE, ERROR = "examination.json", "probe.npz", "error.txt"
+UNFINISHED = "the process that tried it ended, or took too long"
+# Part of every key: raise it when examining changes.
+VERSION = 1
+MOST_ENTRIES = 200
+_ABANDONED_S = 3600
+_DRAFT = ".new-"
+_SAMPLE = "sample.npz"
+
+_log = logging.getLogger(__name__)
 
 
 def inspect_model(path: Path, model_format: ModelFormat) -> Signature:
@@ -27,83 +58,226 @@ def inspect_model(path: Path, model_format: ModelFormat) -> Signature:
     Raises:
         ModelError: When it does not load, does not take rows of numbers, or does not answer.
     """
-    if model_format == "onnx":
-        _check_external_data(path)
-    runtime = open_model(path, model_format)
-    check_signature(runtime.signature)
-    width = runtime.signature.width or 0
-    predict(runtime, np.zeros((SAMPLE_ROWS, width), dtype=np.float32))
-    return runtime.signature
+    # what loads models is not imported by those who only read what was found
+    from mlaas_ray.inference.tuning import open_reference
+
+    return open_reference(path, model_format).signature
 
 
-def inspect_apart(path: Path, model_format: ModelFormat, timeout_s: float) -> Signature:
-    """Do :func:`inspect_model` in a process of its own.
+def inspect_apart(path: Path, model_format: ModelFormat, timeout_s: float, *, threads: int = 1) -> Signature:
+    """Return a model's signature, by :func:`examine_apart`.
 
     Args:
-        path: The model's file or directory, in a folder all nodes see.
+        path: The model's file or directory.
         model_format: What it is.
         timeout_s: Longest wait, seconds.
+        threads: Threads one prediction will be allowed to use.
 
     Raises:
         ModelError: When the model is not fit to be served, kills its process, or takes too long.
     """
-    # A task asks for no CPU: the service's machine may have given all of them away.
-    task = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(_inspect)
-    reference = task.remote(str(path), model_format)
-    try:
-        return Signature.model_validate_json(ray.get(reference, timeout=timeout_s))
-    except GetTimeoutError:
-        ray.cancel(reference, force=True)
-        raise ModelError(
-            f"the model did not load and answer within {timeout_s:g} s", "Upload a smaller model"
-        ) from None
-    except WorkerCrashedError:
-        raise ModelError("the model ends the process that loads it", "Export the model again") from None
-    except RayTaskError as error:
-        if isinstance(error.cause, MlaasError):
-            raise error.cause from None
-        raise
+    return examine_apart(path, model_format, threads=threads, timeout_s=timeout_s)[0].signature
 
 
-def _inspect(path: str, model_format: ModelFormat) -> str:
-    return inspect_model(Path(path), model_format).model_dump_json()
+def examine_apart(
+    path: Path,
+    model_format: ModelFormat,
+    *,
+    threads: int,
+    timeout_s: float,
+    cache: Path | None = None,
+) -> tuple[Examination, Path]:
+    """Examine a model in a process of its own, or recall what was found earlier on such a machine.
 
+    Args:
+        path: The model's file or directory; a ``sample.npz`` beside it gives real rows to compare with.
+        model_format: What it is.
+        threads: Threads one prediction may use.
+        timeout_s: Longest wait, seconds.
+        cache: Where results are kept; None for this user's usual place.
 
-def _check_external_data(path: Path) -> None:
-    """Refuse an ONNX file whose weights would be read from outside its own folder.
+    Returns:
+        What was found, and the folder with what the chosen runtime opens.
 
     Raises:
-        ModelError: For such a file, one whose weights are missing, and one that is not ONNX.
+        ModelError: When the model is not fit to be served, kills its process, or takes too long.
     """
-    import onnx
+    cache = cache or _usual_cache()
+    key = _key(path, model_format, threads)
+    entry = cache / key
+    with _one_at_a_time(cache / "locks" / key[:2]):
+        known = _read(entry)
+        if known is not None:
+            with contextlib.suppress(OSError):
+                os.utime(entry)
+            return known, entry
+        with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=cache) as folder:
+            draft = Path(folder) / "entry"
+            draft.mkdir()
+            examination = _examine(path, model_format, threads, timeout_s, draft)
+            # what is there could not be read
+            shutil.rmtree(entry, ignore_errors=True)
+            try:
+                draft.rename(entry)
+            except OSError:
+                # where locks are not known, another may have been quicker
+                if _read(entry) is None:
+                    raise
+    _trim(cache)
+    return examination, entry
 
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Return the variables by which numerical libraries take that many threads, set before their import."""
+    pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+    return dict.fromkeys(pools, str(threads)) | {"TF_NUM_INTEROP_THREADS": "1"}
+
+
+def _examine(
+    path: Path, model_format: ModelFormat, threads: int, timeout_s: float, folder: Path
+) -> Examination:
+    """Run the program that examines, and read what it left."""
+    command = [sys.executable, "-m", "mlaas_ray.inference.tuning", str(path), model_format, str(folder)]
+    command += ["--threads", str(threads), "--parent", str(os.getpid())]
+    sample = path.parent / _SAMPLE
+    if sample.is_file():
+        command += ["--samples", str(sample)]
+    # a worker of Ray may have found this package in a folder that Python does not know by itself
+    home = str(Path(mlaas_ray.__file__).parents[1])
+    found_at = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH")) if part)
+    environment = {**os.environ, **thread_environment(threads), "PYTHONPATH": found_at}
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    said = folder.parent / "output"
+    late = False
+    with said.open("wb") as output:
+        try:
+            status = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                timeout=timeout_s,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            late, status = True, 1
+    with contextlib.suppress(FileNotFoundError):
+        message, _, remedy = (folder / ERROR).read_text().partition("\n")
+        raise ModelError(message, remedy)
+    found = _read(folder)
+    if status:
+        last = (said.read_text(errors="replace").strip().splitlines() or [""])[-1]
+        _log.warning("%s: examining it ended with %s: %s", path, "a time-out" if late else status, last)
+    if found is not None:
+        return found
+    if late:
+        raise ModelError(f"the model did not load and answer within {timeout_s:g} s", "Use a smaller model")
+    raise ModelError("the model ends the process that loads it", "Export the model again")
+
+
+def _read(entry: Path) -> Examination | None:
+    """Return what an entry says, or None; what is damaged counts as not there."""
     try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError, and what a damaged file makes of it
-        raise ModelError(f"not an ONNX file: {error}", "Export the model again") from None
-    for tensor in _tensors(model.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
-        file = path.parent / location
-        if not location or location != Path(location).name or location in (".", "..") or not file.is_file():
-            raise ModelError(
-                f"the ONNX file reads weights from {location!r}",
-                "Put the weights into the ONNX file, or beside it into the bundle",
-            )
+        return Examination.model_validate_json((entry / FOUND).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Give every constant of a graph and of the graphs within it."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
-            for inner in attribute.graphs:
-                yield from _tensors(inner)
+def _key(path: Path, model_format: ModelFormat, threads: int) -> str:
+    """Return what decides the result: the model, what runs it, and on which kind of machine."""
+    content = {
+        "version": VERSION,
+        "files": {name: _digest(file) for name, file in sorted(_files(path, model_format).items())},
+        "runtimes": {name: _release(name) for name in ("tensorflow", "onnxruntime", "ai-edge-litert")},
+        "threads": threads,
+        "machine": _machine(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _files(path: Path, model_format: ModelFormat) -> dict[str, Path]:
+    """Return what a model consists of, and the real rows beside it that it is tried with."""
+    sample = path.parent / _SAMPLE
+    rows = {_SAMPLE: sample} if sample.is_file() else {}
+    if model_format == "savedmodel":
+        return rows | {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_file()}
+    return rows | {"model.onnx": path} | _named_in(path)
+
+
+def _named_in(path: Path) -> dict[str, Path]:
+    """Return the files beside an ONNX file whose names occur in it: some hold its weights."""
+    if not path.is_file() or not path.stat().st_size:
+        return {}
+    others = [file for file in path.parent.iterdir() if file.is_file() and file != path]
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return {file.name: file for file in others if content.find(file.name.encode()) >= 0}
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", "Export the model again") from None
+
+
+def _release(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _machine() -> str:
+    """Return the processor's model and abilities, as the kernel tells them."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        wanted = ("model name", "flags", "Features", "CPU part")
+        return "\n".join(line for line in lines if line.startswith(wanted))
+    return os.uname().machine
+
+
+def _usual_cache() -> Path:
+    """Return this user's folder, or, where there is to be none, one that ends with this process."""
+    folder = cache_folder("runtimes")
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    return _own_cache(os.getpid())
+
+
+@functools.cache
+def _own_cache(_process: int) -> Path:
+    folder = tempfile.mkdtemp(prefix="mlaas-runtimes-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait for whoever examines the same model now: two at a time would do the work twice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as lock:
+        # some network file systems know no locks: the work is then done twice
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _trim(cache: Path) -> None:
+    """Delete the entries that were used longest ago, and what processes that were killed left."""
+    entries: list[tuple[float, Path]] = []
+    for path in cache.iterdir():
+        with contextlib.suppress(OSError):
+            changed = path.stat().st_mtime
+            if path.name.startswith(_DRAFT):
+                if changed < time.time() - _ABANDONED_S:
+                    shutil.rmtree(path, ignore_errors=True)
+            elif path.name != "locks":
+                entries.append((changed, path))
+    for _, path in sorted(entries)[:-MOST_ENTRIES]:
+        shutil.rmtree(path, ignore_errors=True)

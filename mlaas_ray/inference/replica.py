@@ -1,90 +1,128 @@
-"""ModelReplica: a process that loads any version of the repository when it is asked for, and predicts.
+"""ModelReplica: a process that holds models and predicts; it speaks to gateways only.
 
-All models share a pool of such replicas. TensorFlow lives only here (and in the checks of uploads), so that
-what it costs, and what may go wrong in it, stays away from the gateways.
+All models share a pool of such replicas; a model may have replicas of its own too. TensorFlow lives only here
+(and in the checks of uploads), so that what it costs, and what may go wrong in it, stays away from the
+gateways.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+import logging
+import os
+import time
 
-from mlaas_ray.core.errors import ModelMissingError
-from mlaas_ray.core.flatten import Rows
-from mlaas_ray.inference.runtimes import Predictions, Runtime, load_runtime, predict
-from mlaas_ray.inference.settings import ServiceSettings
-from mlaas_ray.repository import ModelVersion, Repository
+from mlaas_ray.core.errors import MlaasError
+from mlaas_ray.inference.autoscaling import Load
+from mlaas_ray.inference.catalog import Catalog, Entry
+from mlaas_ray.inference.placement import light
+from mlaas_ray.inference.pool import ModelPool
+from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
+from mlaas_ray.inference.shipment import ModelKey, Packed, PackedOutcomes, pack_outcomes, unpack
+from mlaas_ray.repository import Repository
 
-Key = tuple[str, int, str]
+logger = logging.getLogger("ray.serve")
 
 
 class ModelReplica:
-    """A deployment's replica: the models used last, and a thread that runs them.
+    """A deployment's replica.
 
     Args:
         settings: The service's settings.
+        only: The one model it is for; None for any.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        self._settings = settings
-        self._repository = Repository(settings.repository)
-        self._models: OrderedDict[Key, asyncio.Task[Runtime]] = OrderedDict()
-        # Off the event loop: a slow model must not keep the replica from answering its health checks.
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._runner = ThreadPoolExecutor(1, thread_name_prefix="predict")
+    async def __init__(self, settings: ServiceSettings, only: str | None = None) -> None:  # type: ignore[misc]
+        # Serve awaits it, and sends nothing before it ends: no model of this replica gives a cold answer.
+        repository = Repository(settings.repository)
+        self._pool = ModelPool.of(repository, settings)
+        self._load = Load()
+        if settings.preload:
+            await preload(self._pool, Catalog(repository), settings, only=only)
 
-    async def predict(self, name: str, version: int, digest: str, rows: Rows) -> Predictions:
-        """Predict rows with one version.
+    async def run(self, shipment: Packed, patient: bool, waited_s: float, behind: float) -> PackedOutcomes:
+        """Predict the rows of several models.
 
         Args:
-            name: The model.
-            version: Its version.
-            digest: Digest of the package the caller has in mind.
-            rows: ``(events, features)`` float32.
+            shipment: Models and rows.
+            patient: Whether models are waited for that are not in memory.
+            waited_s: How long the first of the rows waited to be sent, seconds.
+            behind: Rows that wait still, this replica's share of them.
+        """
+        loads = unpack(shipment)
+        with self._load.of(sum(len(rows) for _, rows in loads), waited_s=waited_s, behind=behind):
+            return pack_outcomes(await self._pool.run(loads, patient=patient))
 
-        Returns:
-            ``(events, outputs…)``.
+    async def prepare(self, key: tuple[str, int, str]) -> str:
+        """Load a version, and return what was found out about it, as JSON.
 
         Raises:
-            ModelMissingError: When the package is no longer the one the caller has in mind.
+            ModelMissingError: When the package is no longer the one of the key.
             ModelError: When the model does not load, or fails.
             PackageError: When the package is damaged.
         """
-        runtime = await self._model((name, version, digest))
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._runner, partial(predict, runtime, rows))
+        runtime = await self._pool.prepare(ModelKey(*key))
+        return runtime.examination.model_dump_json()
 
-    async def loaded(self) -> list[str]:
-        """Return the versions in memory, the one used last at the end."""
-        return [str(ModelVersion(name, version)) for name, version, _ in self._models]
+    async def loaded(self) -> dict[str, object]:
+        """Return the versions in memory, the one used last at the end, and what they take."""
+        return {
+            "models": [str(key) for key in self._pool.loaded()],
+            "memory": self._pool.bytes,
+            "pid": os.getpid(),
+        }
 
-    async def _model(self, key: Key) -> Runtime:
-        """Return a loaded model; callers that come while it loads wait for the same load."""
-        task = self._models.get(key)
-        if task is None:
-            task = self._models[key] = asyncio.create_task(self._load(key))
-            # The task that is dropped still answers those who hold it.
-            while len(self._models) > self._settings.models_in_memory:
-                self._models.popitem(last=False)
-        else:
-            self._models.move_to_end(key)
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Serve's autoscaler how much there is to do."""
+        return self._load.report()
+
+
+async def preload(
+    pool: ModelPool,
+    catalog: Catalog,
+    settings: ServiceSettings,
+    *,
+    only: str | None = None,
+    in_gateway: bool = False,
+) -> None:
+    """Load the newest version of each model that belongs here, as many as fit; leave the rest to who asks.
+
+    What does not load is passed over: the model's older version is loaded in its place.
+
+    Args:
+        pool: Where they are loaded.
+        catalog: The models.
+        settings: Limits, and where models live.
+        only: The one model to load, wherever others live.
+        in_gateway: Whether this is a gateway.
+    """
+    deadline = time.monotonic() + settings.start_timeout_s / 2
+    names = [only] if only is not None else await asyncio.to_thread(catalog.repository.names)
+    for name in names:
+        if time.monotonic() > deadline or pool.bytes > 0.9 * settings.memory_mb * MEBIBYTE:
+            logger.warning("not all of %d models were loaded before the start", len(names))
+            return
+        for entry in await asyncio.to_thread(versions, catalog, name):
+            try:
+                shared = only is None and settings.predict_in == "auto"
+                if shared and await asyncio.to_thread(light, entry.package, settings) != in_gateway:
+                    break
+                await pool.prepare(entry.key)
+                break
+            except MlaasError as error:
+                logger.warning("%s is passed over: %s", entry.key, error)
+
+
+def versions(catalog: Catalog, name: str) -> list[Entry]:
+    """Return the readable versions of a model, newest first."""
+    entries = []
+    try:
+        numbers = catalog.repository.versions(name)
+    except MlaasError:
+        return []
+    for number in reversed(numbers):
         try:
-            # Shielded: a caller that goes away does not take the load from the others.
-            return await asyncio.shield(task)
-        except Exception:
-            # What failed is tried again at the next request.
-            if self._models.get(key) is task:
-                del self._models[key]
-            raise
-
-    async def _load(self, key: Key) -> Runtime:
-        return await asyncio.get_running_loop().run_in_executor(self._loader, self._load_now, key)
-
-    def _load_now(self, key: Key) -> Runtime:
-        name, version, digest = key
-        package = self._repository.get(name, version)
-        if package.digest != digest:
-            raise ModelMissingError(f"{name}:{version} was replaced meanwhile", "Ask again")
-        return load_runtime(package, self._settings.threads)
+            entries.append(catalog.find(f"{name}:{number}"))
+        except MlaasError as error:
+            logger.warning("%s:%d: %s", name, number, error)
+    return entries

@@ -17,6 +17,8 @@ from starlette.responses import Response
 from mlaas_ray.core import errors
 from mlaas_ray.inference.archives import TooLargeError
 from mlaas_ray.inference.body import BodyStalledError, BodyTooLargeError
+from mlaas_ray.inference.busy import BusyError
+from mlaas_ray.inference.formats import NotAcceptableError, UnknownFormatError
 
 logger = logging.getLogger("ray.serve")
 
@@ -25,6 +27,9 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (BodyTooLargeError, 413),
     (TooLargeError, 413),
     (BodyStalledError, 408),
+    (UnknownFormatError, 415),
+    (NotAcceptableError, 406),
+    (BusyError, 503),
     (errors.ModelMissingError, 404),
     (errors.VersionMissingError, 404),
     (errors.EventError, 400),
@@ -32,14 +37,17 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.FeatureError, 400),
     (errors.ModelError, 400),
     (errors.PackageError, 400),
+    (errors.JobError, 400),
     (BackPressureError, 503),
     (RayActorError, 503),
     (asyncio.TimeoutError, 504),
 )
 
-_SENTENCES: dict[int, str] = {
-    503: "the service is busy. Try again.",
-    504: "no answer in time. Try again, or with fewer rows.",
+# Said instead of what Ray and asyncio say.
+_SENTENCES: dict[type[BaseException], str] = {
+    BackPressureError: "the service is busy. Try again.",
+    RayActorError: "the service is busy. Try again.",
+    asyncio.TimeoutError: "no answer in time. Try again, or with fewer rows.",
 }
 
 
@@ -58,7 +66,7 @@ def error_reply(error: Exception, request: Request) -> Response:
         return _refusal(_http_reason(error, request), error.status_code, dict(error.headers or {}))
     for kind, status in CODES:
         if isinstance(error, kind):
-            text = _SENTENCES.get(status) or str(error)
+            text = _SENTENCES.get(kind) or str(error)
             # What the client is still sending is not read.
             early = {"Connection": "close"} if status in (408, 413) else {}
             later = {"Retry-After": "1"} if status == 503 else {}
@@ -74,7 +82,8 @@ def _http_reason(error: HTTPException, request: Request) -> str:
     """Say what Starlette says, and of what."""
     if error.status_code == 404:
         return (
-            f"no route {request.url.path}. There are /json, /models, /params/NAME, /upload, /delete, /status."
+            f"no route {request.url.path}. There are /json, /proto, /models, /models/NAME/predict, "
+            "/params/NAME, /upload, /delete, /status."
         )
     if error.status_code == 405:
         return f"{request.url.path} does not take {request.method}."

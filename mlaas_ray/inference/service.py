@@ -26,6 +26,7 @@ import psutil
 
 from mlaas_ray.core.errors import ServiceError
 from mlaas_ray.inference.environment import (
+    LOOPBACK,
     environment,
     reach_cluster,
     refuse_taken_port,
@@ -34,6 +35,7 @@ from mlaas_ray.inference.environment import (
 from mlaas_ray.inference.settings import ServiceSettings
 
 STOP_TIMEOUT_S = 60.0
+PATH_TIMEOUT_S = 10.0
 # Set for a service that outlives who started it.
 LASTING = "MLAAS_SERVICE_LASTS"
 # Ray's own objects are small here; its default is 30 % of the machine's memory.
@@ -117,6 +119,7 @@ def serve_until_stopped(settings: ServiceSettings, ready: Callable[[Service], ob
         _catch_signals()
         _start(settings)
         _wait_until_healthy(settings)
+        _look_at_path(settings)
         ready(Service(settings.url, os.getpid()))
         threading.Event().wait()
     except (KeyboardInterrupt, SystemExit):  # the latter while Ray starts, whose handler it then is
@@ -136,7 +139,7 @@ def _start(settings: ServiceSettings) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     own: dict[str, Any] = {
         # Loopback only: a service of one machine has no business on its network.
-        "_node_ip_address": "127.0.0.1",
+        "_node_ip_address": LOOPBACK,
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }
@@ -155,7 +158,9 @@ def _start(settings: ServiceSettings) -> None:
     # Ray's driver sets handlers of its own.
     _catch_signals()
     try:
-        serve.start(http_options={"host": settings.host, "port": settings.port}, proxy_location="HeadOnly")
+        # In a Ray of our own HAProxy alone faces the network, see environment._launcher.
+        host = settings.host if settings.address else LOOPBACK
+        serve.start(http_options={"host": host, "port": settings.port}, proxy_location="HeadOnly")
         serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
     except RuntimeError as error:
         raise ServiceError(f"the service did not start: {_gist(error)}", "See Ray's logs") from error
@@ -184,6 +189,29 @@ def _wait_until_healthy(settings: ServiceSettings) -> None:
         f"the service at {settings.url} did not answer within {settings.start_timeout_s:g} s",
         "Look into the logs below /tmp/ray/session_latest/logs/serve",
     )
+
+
+def _look_at_path(settings: ServiceSettings) -> None:
+    """Say so when requests do not take the way they should; Serve's hook for it may have gone."""
+    place = urlsplit(settings.url)
+    # HAProxy asks Serve's own proxy for as long as it does not know of a gateway.
+    deadline = time.monotonic() + PATH_TIMEOUT_S
+    while settings.coalesce:
+        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=15)
+        try:
+            connection.request("GET", "/status")
+            path = json.loads(connection.getresponse().read())["path"]
+        finally:
+            connection.close()
+        if path == "coalesced":
+            logging.getLogger("ray.serve").info("rows are gathered before Serve sees a request")
+            return
+        if time.monotonic() > deadline:
+            logging.getLogger("ray.serve").warning(
+                "each request takes Serve's own way, which is slower: this Ray has no hook for ours"
+            )
+            return
+        time.sleep(0.2)
 
 
 def _stop(settings: ServiceSettings, folder: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+import psutil
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlaas_ray.core.errors import JobError, nearest
 
@@ -19,6 +21,46 @@ def default_repository() -> Path:
     return Path(os.environ.get("MLAAS_REPOSITORY") or "models").absolute()
 
 
+class Scale(BaseModel):
+    """How many replicas: always as many, or as many as there is work for; written ``2`` or ``1:4``.
+
+    Attributes:
+        fewest: Never less; 0 lets the last one go when there is nothing to do.
+        most: Never more.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fewest: int = Field(ge=0)
+    most: int = Field(ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value}"
+        if not isinstance(value, str):
+            return value
+        numbers = re.fullmatch(r"\s*(\d+)\s*(?::\s*(\d+)\s*)?", value)
+        if numbers is None:
+            raise ValueError("write a number, or the fewest and the most as in 1:4")
+        return {"fewest": int(numbers[1]), "most": int(numbers[2] or numbers[1])}
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Scale:
+        if self.fewest > self.most:
+            raise ValueError(f"the fewest, {self.fewest}, are more than the most, {self.most}")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.fewest}" if self.fewest == self.most else f"{self.fewest}:{self.most}"
+
+
+def default_memory_mb() -> int:
+    """Return a quarter of the machine's memory, in MiB."""
+    return max(512, psutil.virtual_memory().total // 4 // MEBIBYTE)
+
+
 class ServiceSettings(BaseModel):
     """Where a service listens, what it serves, and its limits.
 
@@ -27,9 +69,19 @@ class ServiceSettings(BaseModel):
         host: Address to listen on.
         port: Port to listen on.
         address: Ray cluster to join, such as ``auto``; None starts a Ray of its own on this machine.
-        replicas: Processes that hold models and predict.
-        gateways: Processes that speak HTTP.
-        models_in_memory: Models a replica keeps loaded; the one not used for longest makes room.
+        replicas: Processes that hold models and predict: a number, or the fewest and the most as in ``1:4``.
+        gateways: Processes that speak HTTP, likewise.
+        predict_in: ``gateways`` saves the way between the processes, and then there are no replicas;
+            ``replicas`` keeps models out of the processes that speak HTTP; ``auto`` has light models in
+            gateways and all others in replicas.
+        coalesce: Take the rows of usual requests from the connection and gather them by model, before Serve
+            sees a request; otherwise every request takes Serve's own way.
+        rows_per_replica: Rows a replica should have at a time, where there may be more or fewer of them.
+        requests_per_gateway: Requests a gateway should have at a time, likewise.
+        queue_rows: Most rows that wait for a model; further ones are refused with 503.
+        linger_ms: Longest wait of a row for company while others are being predicted, milliseconds.
+        memory_mb: What the models of a replica may take, MiB; the one not used for longest makes room.
+        preload: Load the models before the service is ready, as many as fit.
         threads: Threads a model may use for one prediction.
         request_bytes: Largest body of a prediction.
         upload_bytes: Largest body of an upload.
@@ -46,9 +98,16 @@ class ServiceSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8083, ge=1, le=65535)
     address: str | None = None
-    replicas: int = Field(default=1, ge=1)
-    gateways: int = Field(default=1, ge=1)
-    models_in_memory: int = Field(default=16, ge=1)
+    replicas: Scale = Scale(fewest=1, most=1)
+    gateways: Scale = Scale(fewest=1, most=1)
+    predict_in: Literal["auto", "gateways", "replicas"] = "auto"
+    coalesce: bool = True
+    rows_per_replica: float = Field(default=64.0, gt=0)
+    requests_per_gateway: float = Field(default=64.0, gt=0)
+    queue_rows: int = Field(default=20_000, ge=1)
+    linger_ms: float = Field(default=1.0, ge=0)
+    memory_mb: int = Field(default_factory=default_memory_mb, ge=1)
+    preload: bool = True
     threads: int = Field(default=1, ge=1)
     request_bytes: int = Field(default=64 * MEBIBYTE, ge=1024)
     upload_bytes: int = Field(default=1024 * MEBIBYTE, ge=1024)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from mlaas_ray.core.cache import cache_folder
 from mlaas_ray.core.statistics import Sketches
 from mlaas_ray.streaming.events import Branch
 from mlaas_ray.streaming.scan import Request, ScannedFile
@@ -107,13 +108,8 @@ class Memo:
 
 def open_memo() -> Memo | None:
     """Return this user's memo, by ``MLAAS_CACHE`` (a folder, or ``off``) or in the usual place."""
-    wish = os.environ.get("MLAAS_CACHE", "")
-    if wish.lower() in {"off", "0", "no", "none"}:
-        return None
-    if wish:
-        return Memo(Path(wish).expanduser().absolute() / "first_pass")
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Memo(Path(cache).expanduser().absolute() / "mlaas_ray" / "first_pass")
+    folder = cache_folder("first_pass")
+    return None if folder is None else Memo(folder)
 
 
 def visit_key(uuid: str, size: int, job: Job, request: Request) -> Any:

@@ -39,6 +39,28 @@ def test_numbers_arrays_and_missing_values_are_sent_as_they_are(client):
     assert np.shape(client.predict("toy", values=np.ones((7, SPEC.width)))) == (7, 1)
 
 
+@pytest.mark.parametrize("model", ["toy", "toytf:1"])
+@pytest.mark.parametrize("dtype", ["float32", ">f8", "int64"])
+def test_an_array_of_many_rows_is_answered_with_an_array(client, model, dtype):
+    rows = np.random.default_rng(3).integers(0, 9, size=(1000, SPEC.width)).astype(dtype)
+    found = client.predict(model, values=np.asfortranarray(rows))
+    assert (found.dtype, found.shape) == (np.float32, (1000, 1))
+    np.testing.assert_allclose(found, expected(rows.astype(np.float32)), rtol=1e-5)
+    keyed = client.predict(model, keys=SPEC.columns[::-1], values=rows[:20, ::-1])
+    np.testing.assert_allclose(keyed, found[:20], rtol=1e-6)
+
+
+def test_an_array_that_does_not_fit_is_refused(client):
+    with pytest.raises(ServiceError, match="Did you mean 'toy'"):
+        client.predict("tory", values=np.ones((2, SPEC.width)))
+    with pytest.raises(ServiceError, match="a row of 5 float32 has 20"):
+        client.predict("toy", values=np.ones((2, 3)))
+    with pytest.raises(ServiceError, match="no rows"):
+        client.predict("toy", values=np.ones((0, SPEC.width)))
+    with pytest.raises(EventError, match="too large for float32"):
+        client.predict("toy", values=np.full((2, SPEC.width), 1e300))
+
+
 def test_the_services_reason_is_raised(client):
     with pytest.raises(ServiceError, match="Did you mean 'toy'"):
         client.predict("tory", event=EVENT)

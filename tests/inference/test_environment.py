@@ -1,5 +1,6 @@
 import random
 import re
+import shutil
 import socket
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from mlaas_ray.inference.settings import ServiceSettings
 def folder():
     made = service_folder()
     yield made
-    made.rmdir()
+    shutil.rmtree(made)
 
 
 def test_every_serve_variable_is_one_that_this_ray_reads(folder):
@@ -39,7 +40,7 @@ def test_every_serve_variable_is_one_that_this_ray_reads(folder):
 def test_two_services_share_neither_folder_nor_port(folder):
     other = service_folder()
     first, second = environment(ServiceSettings(), folder), environment(ServiceSettings(), other)
-    other.rmdir()
+    shutil.rmtree(other)
     for name in (
         "HAPROXY_SOCKET_PATH",
         "HAPROXY_STATS_PORT",
@@ -59,8 +60,8 @@ def test_a_long_temporary_folder_does_not_break_haproxys_sockets(monkeypatch, tm
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
     made = service_folder()
-    made.rmdir()
-    assert len(str(made)) < 25
+    shutil.rmtree(made)
+    assert len(str(made)) < 35
 
 
 def test_a_port_that_is_taken_is_named():

@@ -4,7 +4,9 @@ import pytest
 
 from mlaas_ray.core.errors import EventError
 from mlaas_ray.core.features import Feature, FeatureSpec, ObjectRule
+from mlaas_ray.inference import rows as rows_module
 from mlaas_ray.inference.events import Query
+from mlaas_ray.inference.rows import KNOWN_KEYS, SingleRow, place_row, read_row
 from tests.serving import SPEC, WIDTH
 
 NAN = float("nan")
@@ -142,3 +144,99 @@ def test_what_is_no_json_object_is_refused_saying_where(body, said):
 def test_a_model_of_the_wrong_type_or_two_versions_is_refused(body):
     with pytest.raises(EventError):
         _ = Query.parse(body).model
+
+
+# What most programs send is read by a typed decoder: it must say the same as the general way.
+
+USUAL = [
+    {"values": [1, 2.5, None, 4, 5]},
+    {"values": [1e-50, -0.0, 1e10, 3.4028235e38, 12345678901234567890123]},
+    {"keys": ["Jet_pt_1", "MET_pt"], "values": [4, 1.5]},
+    {"keys": ["Jet_pt_1", "MET_pt"], "values": [None, 1.5], "model": "toy:1"},
+    {"keys": None, "values": [1, 2, 3, 4, 5]},
+    {"values": [[1, 2.5, None, 4, 5]]},
+    {"values": [[1, 2, 3, 4, 5], [6, None, None, 9, 10]]},
+    {"keys": list(SPEC.columns)[::-1], "values": [[1, 2, 3, 4, None], [6, 7, 8, 9, 10]]},
+    {"keys": ["run"], "values": [[1], [None]]},
+]
+
+
+@pytest.mark.parametrize("document", USUAL)
+def test_the_usual_forms_are_read_as_the_general_way_reads_them(document):
+    body = orjson.dumps(document) if "e-50" not in str(document) else str(document).replace("'", '"').encode()
+    usual, general = Query.parse(body), Query(body)
+    assert usual.usual is not None
+    assert general.usual is None
+    assert usual.model == general.model
+    found, many = usual.rows(SPEC, WIDTH)
+    wanted, wanted_many = general.rows(SPEC, WIDTH)
+    assert many == wanted_many
+    assert found.dtype == wanted.dtype == np.float32
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_one_usual_row_is_placed_at_once():
+    row = read_row(b'{"model": "toy", "keys": ["Jet_pt_1", "MET_pt"], "values": [4, null]}')
+    assert (row.model, row.keys, row.values) == ("toy", ("Jet_pt_1", "MET_pt"), [4, None])
+    for _ in range(2):
+        np.testing.assert_array_equal(place_row(row, SPEC, WIDTH), np.float32([NAN, NAN, NAN, 4, NAN]))
+    assert place_row(row, None, 2) is None  # null, and a model that says nothing of missing values
+    row = read_row(b'{"keys": ["what", "ever"], "values": [4, 5]}')
+    assert place_row(row, SPEC, WIDTH) is None
+    np.testing.assert_array_equal(place_row(row, None, 2), np.float32([4, 5]))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b"[1]",
+        b'{"Values": [1]}',
+        b'{"values": [1], "version": 1}',
+        b'{"values": [1], "note": 1}',
+        b'{"values": [1], "event": null}',
+        b'{"values": [[1]]}',
+        b'{"values": [true]}',
+        b'{"values": ["1"]}',
+        b'{"values": [1], "model": null}',
+        b'{"values": [1], "keys": [1]}',
+        b'{"values": [1e999]}',
+        b'{"values": [NaN]}',
+        b'{"values": [1]} 2',
+        b'{"values": ' + b"[" * 100_000,
+    ],
+)
+def test_what_is_not_one_row_in_its_usual_form_is_left_to_the_general_way(body):
+    assert read_row(body) is None
+
+
+@pytest.mark.parametrize(
+    "values", [[], [1], [1] * 6, [1e39, 2, 3, 4, 5], [None, 2, 3, 4, -1e39], [10**400, 2, 3, 4, 5]]
+)
+def test_values_that_do_not_fit_are_not_placed(values):
+    row = read_row(b'{"values": %b}' % str(values).replace("None", "null").encode())
+    assert row is None or place_row(row, SPEC, WIDTH) is None
+
+
+@pytest.mark.parametrize("keys", [["run", "run"], ["run", "nun"], ["run"], []])
+def test_keys_that_do_not_fit_are_not_placed(keys):
+    assert place_row(SingleRow([1.0, 2.0], keys=tuple(keys)), SPEC, WIDTH) is None
+
+
+def test_keys_of_another_spec_are_placed_by_their_own():
+    other = FeatureSpec.of([Feature(name="MET_pt", kind="flat"), Feature(name="Jet_pt_1", kind="flat")])
+    row = read_row(b'{"keys": ["MET_pt", "Jet_pt_1"], "values": [1, 2]}')
+    np.testing.assert_array_equal(place_row(row, SPEC, WIDTH), np.float32([1, NAN, NAN, 2, NAN]))
+    np.testing.assert_array_equal(place_row(row, other, 2), np.float32([2, 1]))
+    np.testing.assert_array_equal(place_row(row, SPEC, WIDTH), np.float32([1, NAN, NAN, 2, NAN]))
+
+
+def test_many_lists_of_keys_are_not_all_remembered():
+    columns = list(SPEC.columns)
+    for number in range(KNOWN_KEYS * 2):
+        shift = number % WIDTH
+        keys = tuple(columns[shift:] + columns[:shift])[: 1 + number % WIDTH]
+        spec = SPEC.model_copy() if number % 3 else SPEC
+        assert place_row(SingleRow([1.0] * len(keys), keys=keys), spec, WIDTH) is not None
+    assert len(rows_module._placed) <= KNOWN_KEYS

@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import gzip
+import io
 import json
 import socket
 import subprocess
@@ -12,8 +13,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from mlaas_ray.inference import wire
 from tests.inference.test_archives import member, write_tar
 from tests.serving import SPEC, WIDTH, expected, write_onnx
 
@@ -133,6 +136,49 @@ def test_a_body_that_comes_in_pieces_is_waited_for(served):
             time.sleep(0.05)
         reply = b"".join(iter(lambda: connection.recv(4096), b""))
     assert b" 200 " in reply.splitlines()[0]
+
+
+# Other formats; all that is in them is in test_wire and test_formats.
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_tfaas_messages_are_answered_with_messages(served, model):
+    row = wire.Row(key=["Jet_pt_1", "Jet_pt_0", "MET_pt"], value=[33.0, 52.5, 31.25], model=model)
+    reply = served.http.post("/proto", content=row.SerializeToString())
+    found = wire.Predictions.FromString(reply.content).prediction
+    assert reply.headers["x-model"] == f"{model}:1"
+    assert [entry.label for entry in found] == (["signal"] if model == "toy" else [""])
+    assert [entry.probability for entry in found] == pytest.approx(answer(ROW), rel=1e-6)
+    rows = [wire.Row(value=[number] * WIDTH, model=model) for number in range(300)]
+    reply = served.http.post("/predict/proto", content=wire.DataFrame(row=rows).SerializeToString())
+    found = wire.PredictionsList.FromString(reply.content).predictions
+    assert [row.prediction[0].probability for row in found] == pytest.approx([0.15 * n for n in range(300)])
+
+
+@pytest.mark.parametrize("kind", ["raw", "npy", "arrow"])
+def test_many_rows_come_and_go_as_numbers_in_memory(served, kind):
+    rows = np.random.default_rng(5).normal(size=(20_000, WIDTH)).astype(np.float32)
+    if kind == "raw":
+        media, body = "application/octet-stream", rows.tobytes()
+    elif kind == "npy":
+        file = io.BytesIO()
+        np.save(file, rows)
+        media, body = "application/x-npy", file.getvalue()
+    else:
+        table = pa.table({name: rows[:, i] for i, name in enumerate(SPEC.columns)})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        media, body = "application/vnd.apache.arrow.stream", sink.getvalue().to_pybytes()
+    reply = served.http.post("/models/toy/predict", content=body, headers={"Content-Type": media})
+    assert reply.headers["content-type"] == media, reply.text
+    if kind == "arrow":
+        found = pa.ipc.open_stream(reply.content).read_all().column("prediction").to_numpy()
+    elif kind == "npy":
+        found = np.load(io.BytesIO(reply.content))[:, 0]
+    else:
+        found = np.frombuffer(reply.content, "<f4")
+    np.testing.assert_allclose(found, expected(rows)[:, 0], rtol=1e-4, atol=1e-6)
 
 
 # What cannot be

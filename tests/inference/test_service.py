@@ -17,11 +17,12 @@ import pytest
 from mlaas_ray.core.errors import ServiceError
 from mlaas_ray.inference import ServiceSettings, running_service
 from mlaas_ray.repository import Repository
-from tests.serving import free_port, start_serving
+from tests.serving import EXAMINED, free_port, start_serving
 
 
 @pytest.fixture
-def repository(onnx_package, tmp_path):
+def repository(onnx_package, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLAAS_CACHE", str(EXAMINED))
     made = Repository(tmp_path / "models")
     made.publish(onnx_package)
     return made

@@ -1,0 +1,244 @@
+"""ModelPool: the models in a process's memory, within a budget, and the threads that run them.
+
+Models that answer in milliseconds share one thread, one after the other: a message with the rows of fifty of
+them costs one hand-over. What may take long (a slow model, thousands of rows, a model still to be loaded) has
+threads of its own, so that nobody waits for it who did not ask for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from mlaas_ray.core.errors import MlaasError, ModelError, ModelMissingError
+from mlaas_ray.core.flatten import Rows
+from mlaas_ray.inference.predictions import first_line
+from mlaas_ray.inference.runtimes import Predictions, Runtime, load_runtime, predict
+from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
+from mlaas_ray.inference.shipment import Load, ModelKey, Outcome
+from mlaas_ray.repository import Repository
+
+logger = logging.getLogger("ray.serve")
+
+# A model keeps its lock no longer than for as many rows.
+PART_ROWS = 4096
+PATIENT_THREADS = 8
+# Those who are waited for by many at a time come first where threads compete for a CPU.
+PATIENT_NICENESS = 5
+
+
+@dataclass
+class Loaded:
+    """A model in memory.
+
+    Attributes:
+        runtime: It.
+        bytes: What it takes, about.
+        lock: Held by who runs it: a runtime answers one call at a time.
+    """
+
+    runtime: Runtime
+    bytes: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class ModelPool:
+    """Models by version, the one used last at the end.
+
+    Args:
+        repository: Where they come from.
+        threads: Threads a model may use for one prediction.
+        memory_bytes: What all of them may take; the one not used for longest makes room.
+        load_timeout_s: Longest examination of a model, seconds.
+        load: Opens a package.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        threads: int,
+        memory_bytes: int,
+        load_timeout_s: float = 120.0,
+        load: Callable[..., Runtime] = load_runtime,
+    ) -> None:
+        self._repository = repository
+        self._threads = threads
+        self._budget = memory_bytes
+        self._load_timeout_s = load_timeout_s
+        self._load = load
+        self._models: OrderedDict[ModelKey, Loaded] = OrderedDict()
+        self._loading: dict[ModelKey, asyncio.Task[Loaded]] = {}
+        # Off the event loop: a slow model must not keep the process from answering its health checks.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._quick = ThreadPoolExecutor(1, thread_name_prefix="quick")
+        self._patient = ThreadPoolExecutor(
+            PATIENT_THREADS, thread_name_prefix="patient", initializer=_step_back
+        )
+
+    @classmethod
+    def of(cls, repository: Repository, settings: ServiceSettings) -> ModelPool:
+        """Make a pool by a service's settings."""
+        return cls(
+            repository,
+            threads=settings.threads,
+            memory_bytes=settings.memory_mb * MEBIBYTE,
+            load_timeout_s=settings.load_timeout_s,
+        )
+
+    @property
+    def bytes(self) -> int:
+        """What the models in memory take, about."""
+        return sum(loaded.bytes for loaded in self._models.values())
+
+    def loaded(self) -> list[ModelKey]:
+        """Return the versions in memory, the one used last at the end."""
+        return list(self._models)
+
+    async def run(self, loads: Sequence[Load], *, patient: bool) -> list[Outcome]:
+        """Run rows through their models.
+
+        Args:
+            loads: Whose rows ``(events, features)`` float32.
+            patient: Whether who asks waits for models to be loaded, and for slow ones. Otherwise a model that
+                is not in memory is loaded too, but gets no answer.
+        """
+        if patient:
+            return list(await asyncio.gather(*(self._run_patiently(key, rows) for key, rows in loads)))
+        present: list[tuple[Loaded, Rows] | None] = []
+        for key, rows in loads:
+            loaded = self._find(key)
+            present.append(None if loaded is None else (loaded, rows))
+            if loaded is None:
+                self._start_loading(key)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._quick, _run_all, present)
+
+    async def prepare(self, key: ModelKey) -> Runtime:
+        """Bring a model into memory, so that its next answer is no first one.
+
+        Raises:
+            ModelMissingError: When the package is no longer the one of the key.
+            ModelError: When the model does not load, or fails.
+            PackageError: When the package is damaged.
+        """
+        return (await self._get(key)).runtime
+
+    async def _run_patiently(self, key: ModelKey, rows: Rows) -> Outcome:
+        try:
+            loaded = await self._get(key)
+        except MlaasError as error:
+            return Outcome(error)
+        return await asyncio.get_running_loop().run_in_executor(self._patient, _run, loaded, rows)
+
+    def _find(self, key: ModelKey) -> Loaded | None:
+        loaded = self._models.get(key)
+        if loaded is not None:
+            self._models.move_to_end(key)
+        return loaded
+
+    async def _get(self, key: ModelKey) -> Loaded:
+        """Return a loaded model; callers that come while it loads wait for the same load."""
+        loaded = self._find(key)
+        if loaded is not None:
+            return loaded
+        # Shielded: a caller that goes away does not take the load from the others.
+        return await asyncio.shield(self._start_loading(key))
+
+    def _start_loading(self, key: ModelKey) -> asyncio.Task[Loaded]:
+        task = self._loading.get(key)
+        if task is None:
+            task = self._loading[key] = asyncio.create_task(self._bring(key))
+            task.add_done_callback(lambda done: self._arrived(key, done))
+        return task
+
+    async def _bring(self, key: ModelKey) -> Loaded:
+        loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self._open, key)
+        self._models[key] = loaded
+        await self._make_room(key)
+        return loaded
+
+    def _arrived(self, key: ModelKey, task: asyncio.Task[Loaded]) -> None:
+        # What failed is tried again when it is asked for again.
+        self._loading.pop(key, None)
+        if not task.cancelled() and task.exception() is not None:
+            logger.warning("%s was not loaded: %s", key, task.exception())
+
+    async def _make_room(self, newest: ModelKey) -> None:
+        """Drop what was not used for longest; who still runs it keeps it until then."""
+        dropped = []
+        while len(self._models) > 1 and self.bytes > self._budget:
+            key = next(key for key in self._models if key != newest)
+            dropped.append(str(key))
+            del self._models[key]
+        if dropped:
+            logger.info("%s made room for %s", ", ".join(dropped), newest)
+            await asyncio.get_running_loop().run_in_executor(self._loader, _give_back)
+
+    def _open(self, key: ModelKey) -> Loaded:
+        package = self._repository.get(key.name, key.version)
+        if package.digest != key.digest:
+            raise ModelMissingError(f"{key} was replaced meanwhile", "Ask again")
+        before = psutil.Process().memory_info().rss
+        runtime = self._load(package, self._threads, timeout_s=self._load_timeout_s)
+        grown = psutil.Process().memory_info().rss - before
+        size = sum(record.bytes for record in package.manifest.files.values())
+        return Loaded(runtime, max(grown, size))
+
+
+def _run_all(present: Sequence[tuple[Loaded, Rows] | None]) -> list[Outcome]:
+    return [Outcome(None) if one is None else _run(*one) for one in present]
+
+
+def _run(loaded: Loaded, rows: Rows) -> Outcome:
+    start = time.perf_counter()
+    try:
+        answer = _in_parts(loaded, rows)
+    except MlaasError as error:
+        return Outcome(error, time.perf_counter() - start)
+    except Exception as error:  # one model's trouble is not that of the others of its call
+        failure = ModelError(f"the model failed: {first_line(error)}", "Check the model with these rows")
+        return Outcome(failure, time.perf_counter() - start)
+    return Outcome(answer, time.perf_counter() - start)
+
+
+def _in_parts(loaded: Loaded, rows: Rows) -> Predictions:
+    """Predict, and let others of the same model in between."""
+    if len(rows) <= PART_ROWS:
+        with loaded.lock:
+            return predict(loaded.runtime, rows)
+    import numpy as np
+
+    answers = []
+    for start in range(0, len(rows), PART_ROWS):
+        with loaded.lock:
+            answers.append(predict(loaded.runtime, rows[start : start + PART_ROWS]))
+    return np.concatenate(answers)
+
+
+def _step_back() -> None:
+    """Let this thread, and it alone, have less of a CPU that others want too."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PATIENT_NICENESS)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: glibc keeps it otherwise, and memory grows with every reload."""
+    import gc
+
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        trim: Any = ctypes.CDLL(None).malloc_trim
+        trim(0)

@@ -1,0 +1,108 @@
+"""Predictions: rows of numbers through a loaded model, whatever loaded it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mlaas_ray.core.errors import ModelError
+from mlaas_ray.core.flatten import Rows
+from mlaas_ray.core.package import Signature, Tensor
+from mlaas_ray.inference.examination import Examination, RuntimeName
+
+Predictions = npt.NDArray[Any]
+
+
+class Runtime(Protocol):
+    """A loaded model: one call at a time; other models may run in other threads meanwhile.
+
+    Attributes:
+        name: What runs it.
+        signature: Its inputs and outputs.
+        examination: What was found about it; there once ``load_runtime`` has loaded it.
+    """
+
+    name: RuntimeName
+    signature: Signature
+    examination: Examination
+
+    def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the first output for a batch of the first input's dtype and shape."""
+        ...
+
+
+def predict(runtime: Runtime, rows: Rows) -> Predictions:
+    """Run rows through a model, whatever batch it was exported for.
+
+    Args:
+        runtime: The model.
+        rows: ``(events, features)`` float32.
+
+    Returns:
+        ``(events, outputs…)``: one entry a row, at least two axes.
+
+    Raises:
+        ModelError: When the model fails, or gives something else than one entry a row.
+    """
+    tensor = runtime.signature.inputs[0]
+    shape = tuple(size or 1 for size in tensor.shape[1:])
+    batch = np.ascontiguousarray(rows.reshape(len(rows), *shape), dtype=tensor.dtype)
+    try:
+        answers = _in_batches(runtime, batch, tensor.shape[0])
+    except Exception as error:  # what kernels raise has no common base
+        raise ModelError(
+            f"the model failed: {first_line(error)}", "Check the model with these rows"
+        ) from None
+    if answers.ndim == 0 or len(answers) != len(rows):
+        raise ModelError(
+            f"the model gave {answers.shape} for {len(rows)} rows", "Export it with one answer a row"
+        )
+    return answers[:, None] if answers.ndim == 1 else answers
+
+
+def check_signature(signature: Signature) -> None:
+    """Refuse what cannot be served by rows of numbers.
+
+    Raises:
+        ModelError: For several inputs, a row of unknown size, or an input of something else than numbers.
+    """
+    first = signature.inputs[0]
+    if len(signature.inputs) > 1:
+        names = ", ".join(tensor.name for tensor in signature.inputs)
+        raise ModelError(f"the model has {len(signature.inputs)} inputs: {names}", "Export it with one input")
+    if len(first.shape) < 2 or signature.width is None:
+        raise ModelError(
+            f"the model's input {first.name!r} has shape {first.shape}",
+            "Export it with an input of (batch, features), where features is a number",
+        )
+    try:
+        numbers = np.dtype(first.dtype).kind in {"f", "i", "u", "b"}
+    except TypeError:
+        numbers = False
+    if not numbers:
+        raise ModelError(f"the model's input {first.name!r} is of {first.dtype}", "Export it for float32")
+
+
+def numbers_first(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Put floating-point outputs first: classifiers exported from elsewhere give their label before."""
+    return tuple(sorted(outputs, key=lambda tensor: not tensor.dtype.startswith("float")))
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, in at most one line of 300 letters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300].rstrip(". ")
+
+
+def _in_batches(runtime: Runtime, batch: npt.NDArray[Any], size: int | None) -> npt.NDArray[Any]:
+    """Give a model of fixed batch size its rows in portions of that size, the last one filled up."""
+    if size is None or size == len(batch):
+        return runtime.run(batch)
+    answers = []
+    for start in range(0, len(batch), size):
+        part = batch[start : start + size]
+        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        answers.append(runtime.run(padded)[: len(part)])
+    return np.concatenate(answers)

@@ -1,0 +1,96 @@
+"""Shipment: the rows of many models in the one message of a call, and the answers to them.
+
+Rows lie end to end as bytes, and a short table says whose they are: pickling an array for each model would
+cost more than a small model's prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from mlaas_ray.core.errors import MlaasError
+from mlaas_ray.core.flatten import Rows
+from mlaas_ray.inference.runtimes import Predictions
+
+
+class ModelKey(NamedTuple):
+    """One version of a model; its package's digest tells it from another of the same number."""
+
+    name: str
+    version: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the rows of one model.
+
+    Attributes:
+        answer: ``(events, outputs…)``; the error; None when the model is not in the replica's memory.
+        seconds: What the model took for them.
+    """
+
+    answer: Predictions | MlaasError | None
+    seconds: float = 0.0
+
+
+Load = tuple[ModelKey, Rows]
+Packed = tuple[list[tuple[str, int, str, int, int]], bytes]
+PackedOutcomes = tuple[list[tuple[tuple[int, ...] | MlaasError | None, str, float]], bytes]
+
+
+def pack(loads: Sequence[Load]) -> Packed:
+    """Pack the rows ``(events, features)`` float32 of several models."""
+    table = [(*key, *rows.shape) for key, rows in loads]
+    return table, b"".join([np.ascontiguousarray(rows).data for _, rows in loads])
+
+
+def unpack(packed: Packed) -> list[Load]:
+    """Undo :func:`pack`; the rows are views."""
+    table, data = packed
+    values = np.frombuffer(data, dtype=np.float32)
+    loads = []
+    start = 0
+    for name, version, digest, count, width in table:
+        end = start + count * width
+        loads.append((ModelKey(name, version, digest), values[start:end].reshape(count, width)))
+        start = end
+    return loads
+
+
+def pack_outcomes(outcomes: Sequence[Outcome]) -> PackedOutcomes:
+    """Pack what became of each model's rows."""
+    table: list[tuple[tuple[int, ...] | MlaasError | None, str, float]] = []
+    parts = []
+    for outcome in outcomes:
+        answer = outcome.answer
+        if isinstance(answer, np.ndarray):
+            parts.append(np.ascontiguousarray(answer).tobytes())
+            table.append((answer.shape, answer.dtype.str, outcome.seconds))
+        else:
+            table.append((answer, "", outcome.seconds))
+    return table, b"".join(parts)
+
+
+def unpack_outcomes(packed: PackedOutcomes) -> list[Outcome]:
+    """Undo :func:`pack_outcomes`; the answers are views."""
+    table, data = packed
+    outcomes = []
+    start = 0
+    for shape, kind, seconds in table:
+        if not isinstance(shape, tuple):
+            outcomes.append(Outcome(shape, seconds))
+            continue
+        count = math.prod(shape)
+        answer = np.frombuffer(data, kind, count, start).reshape(shape)
+        start += answer.nbytes
+        outcomes.append(Outcome(answer, seconds))
+    return outcomes

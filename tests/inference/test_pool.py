@@ -1,0 +1,338 @@
+"""Models in a process's memory."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mlaas_ray.core.errors import ModelError, ModelMissingError, PackageError
+from mlaas_ray.core.package import MANIFEST
+from mlaas_ray.inference.onnx_runtime import OnnxRuntime
+from mlaas_ray.inference.pool import PART_ROWS, ModelPool
+from mlaas_ray.inference.shipment import ModelKey
+from mlaas_ray.repository import Repository
+from tests.serving import WIDTH, expected, signature
+
+MEBIBYTE = 1 << 20
+ROW = np.arange(WIDTH, dtype=np.float32)[None]
+
+
+class Opened:
+    """Opens ONNX files without examining them, and notes it; or gives other runtimes in their place."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.fails: dict[str, Exception] = {}
+        self.runtimes: dict[str, object] = {}
+        self.seconds = 0.0
+
+    def __call__(self, package, threads, **_options):
+        name = package.path.parent.name
+        self.names.append(name)
+        time.sleep(self.seconds)
+        if name in self.fails:
+            raise self.fails[name]
+        return self.runtimes.get(name) or OnnxRuntime(package.model_path, threads)
+
+
+class Slow:
+    """A model that takes its time, and notes whether two threads ran it at once."""
+
+    def __init__(self, seconds: float) -> None:
+        self.signature = signature()
+        self.seconds = seconds
+        self.inside = self.most = self.calls = 0
+        self.guard = threading.Lock()
+
+    def run(self, batch):
+        with self.guard:
+            self.calls += 1
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        time.sleep(self.seconds)
+        with self.guard:
+            self.inside -= 1
+        return expected(batch)
+
+
+@pytest.fixture
+def repository(onnx_package, tmp_path):
+    repository = Repository(tmp_path / "models")
+    for name in ("a", "b", "c"):
+        repository.publish(onnx_package, name)
+    return repository
+
+
+@pytest.fixture
+def opened():
+    return Opened()
+
+
+@pytest.fixture
+def pool(repository, opened):
+    return ModelPool(repository, threads=1, memory_bytes=1024 * MEBIBYTE, load=opened)
+
+
+@pytest.fixture
+def key(repository):
+    def key(name: str, version: int = 1) -> ModelKey:
+        return ModelKey(name, version, repository.get(name, version).digest)
+
+    return key
+
+
+def test_rows_run_through_their_models(pool, key):
+    async def main():
+        loads = [(key("a"), ROW), (key("b"), ROW * 2), (key("a"), np.repeat(ROW, 3, axis=0))]
+        found = await pool.run(loads, patient=True)
+        for (_, rows), outcome in zip(loads, found, strict=True):
+            np.testing.assert_allclose(outcome.answer, expected(rows), rtol=1e-6)
+            assert outcome.seconds > 0
+        again = await pool.run(loads, patient=False)
+        for before, outcome in zip(found, again, strict=True):
+            np.testing.assert_array_equal(outcome.answer, before.answer)
+
+    asyncio.run(main())
+
+
+def test_the_models_runtime_is_the_one_found_fastest_unless_told_otherwise(repository, key):
+    async def main():
+        pool = ModelPool(repository, threads=1, memory_bytes=MEBIBYTE)
+        runtime = await pool.prepare(key("a"))
+        assert runtime.examination.chosen == "onnxruntime"
+        (outcome,) = await pool.run([(key("a"), ROW)], patient=False)
+        np.testing.assert_allclose(outcome.answer, expected(ROW), rtol=1e-6)
+
+    asyncio.run(main())
+
+
+def test_a_model_is_loaded_once_for_all_that_come_meanwhile(pool, opened, key):
+    opened.seconds = 0.1
+
+    async def main():
+        runs = [pool.run([(key("a"), ROW)], patient=True) for _ in range(50)]
+        found = await asyncio.gather(*runs, *(pool.prepare(key("a")) for _ in range(50)))
+        assert len({id(runtime) for runtime in found[50:]}) == 1
+        assert all(outcome.answer is not None for (outcome,) in found[:50])
+
+    asyncio.run(main())
+    assert opened.names == ["a"]
+
+
+def test_a_caller_that_goes_away_does_not_take_the_load_from_the_others(pool, opened, key):
+    opened.seconds = 0.1
+
+    async def main():
+        first, second = (asyncio.create_task(pool.prepare(key("a"))) for _ in range(2))
+        await asyncio.sleep(0.02)
+        first.cancel()
+        assert await second is not None
+        assert first.cancelled()
+
+    asyncio.run(main())
+    assert opened.names == ["a"]
+
+
+def test_who_is_not_patient_gets_no_answer_but_the_load_starts(pool, key):
+    async def main():
+        await pool.prepare(key("b"))
+        away, here = await pool.run([(key("a"), ROW), (key("b"), ROW)], patient=False)
+        assert away.answer is None
+        assert here.answer is not None
+        async with asyncio.timeout(10):
+            while key("a") not in pool.loaded():
+                await asyncio.sleep(0.005)
+        (outcome,) = await pool.run([(key("a"), ROW)], patient=False)
+        np.testing.assert_allclose(outcome.answer, expected(ROW), rtol=1e-6)
+
+    asyncio.run(main())
+
+
+def test_the_model_not_used_for_longest_makes_room_and_never_the_newest(repository, opened, key):
+    size = sum(record.bytes for record in repository.get("a").manifest.files.values())
+
+    async def main():
+        # loads of so little do not always show in the process's memory: any two are too many
+        pool = ModelPool(repository, threads=1, memory_bytes=size, load=opened)
+        for name in ("a", "b", "c"):
+            await pool.prepare(key(name))
+            assert pool.loaded() == [key(name)]
+        assert pool.bytes >= size
+
+    asyncio.run(main())
+
+
+def test_what_was_used_last_stays(repository, opened, key, monkeypatch):
+    # every model takes one MiB
+    mebibytes = iter(range(1, 1000))
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=next(mebibytes) * MEBIBYTE))
+    monkeypatch.setattr("mlaas_ray.inference.pool.psutil.Process", lambda: process)
+
+    async def main():
+        pool = ModelPool(repository, threads=1, memory_bytes=2 * MEBIBYTE, load=opened)
+        await pool.prepare(key("a"))
+        await pool.prepare(key("b"))
+        assert pool.bytes == 2 * MEBIBYTE
+        await pool.run([(key("a"), ROW)], patient=False)
+        assert pool.loaded() == [key("b"), key("a")]
+        await pool.prepare(key("c"))
+        assert pool.loaded() == [key("a"), key("c")]
+        assert opened.names == ["a", "b", "c"]
+        (outcome,) = await pool.run([(key("b"), ROW)], patient=True)
+        assert outcome.answer is not None
+        assert opened.names[-1] == "b"
+
+    asyncio.run(main())
+
+
+def test_a_load_that_failed_is_tried_again(pool, opened, key, caplog):
+    opened.fails["a"] = ModelError("it does not load")
+
+    async def main():
+        with pytest.raises(ModelError, match="it does not load"):
+            await pool.prepare(key("a"))
+        failed, whole = await pool.run([(key("a"), ROW), (key("b"), ROW)], patient=True)
+        assert isinstance(failed.answer, ModelError)
+        assert isinstance(whole.answer, np.ndarray)
+        opened.fails.clear()
+        (outcome,) = await pool.run([(key("a"), ROW)], patient=True)
+        assert isinstance(outcome.answer, np.ndarray)
+
+    asyncio.run(main())
+    assert opened.names.count("a") == 3
+    assert "a:1 was not loaded: it does not load" in caplog.text
+
+
+def test_a_damaged_package_is_refused(repository, key):
+    (repository.root / "a" / "1" / "model.onnx").write_bytes(b"cut short")
+
+    async def main():
+        pool = ModelPool(repository, threads=1, memory_bytes=MEBIBYTE)
+        with pytest.raises(PackageError, match=r"model\.onnx was changed"):
+            await pool.prepare(key("a"))
+        assert pool.loaded() == []
+
+    asyncio.run(main())
+
+
+def test_a_package_that_was_replaced_is_not_taken_for_the_one_before(repository, pool, key):
+    before = key("a")
+    manifest = repository.root / "a" / "1" / MANIFEST
+    manifest.write_text(manifest.read_text() + "\n")
+    assert key("a") != before
+
+    async def main():
+        with pytest.raises(ModelMissingError, match="a:1 was replaced meanwhile"):
+            await pool.prepare(before)
+        assert await pool.prepare(key("a"))
+
+    asyncio.run(main())
+
+
+def test_a_package_that_was_deleted_is_missing(repository, pool, key):
+    gone = key("a")
+    shutil.rmtree(repository.root / "a")
+
+    async def main():
+        (outcome,) = await pool.run([(gone, ROW)], patient=True)
+        assert isinstance(outcome.answer, ModelMissingError)
+
+    asyncio.run(main())
+
+
+def test_a_model_that_fails_does_not_take_the_others_of_its_call_along(pool, opened, key):
+    class Broken(Slow):
+        def run(self, batch):
+            raise RuntimeError("kernel")
+
+    opened.runtimes["a"] = Broken(0)
+
+    async def main():
+        await asyncio.gather(*(pool.prepare(key(name)) for name in ("a", "b")))
+        wrong = np.zeros((2, WIDTH + 1), np.float32)
+        for patient in (True, False):
+            found = await pool.run([(key("a"), ROW), (key("b"), wrong), (key("b"), ROW)], patient=patient)
+            assert [type(outcome.answer) for outcome in found] == [ModelError, ModelError, np.ndarray]
+
+    asyncio.run(main())
+
+
+def test_a_slow_model_that_is_run_patiently_does_not_hold_up_quick_ones(pool, opened, key):
+    opened.runtimes["a"] = Slow(0.7)
+
+    async def main():
+        await asyncio.gather(*(pool.prepare(key(name)) for name in ("a", "b")))
+        slow = asyncio.create_task(pool.run([(key("a"), ROW)], patient=True))
+        await asyncio.sleep(0.05)
+        start = time.perf_counter()
+        for _ in range(20):
+            await pool.run([(key("b"), ROW)], patient=False)
+        assert time.perf_counter() - start < 0.5
+        assert not slow.done()
+        assert (await slow)[0].seconds >= 0.7
+
+    asyncio.run(main())
+
+
+def test_the_rows_of_many_do_not_keep_one_of_the_same_model_waiting_for_all_of_them(pool, opened, key):
+    opened.runtimes["a"] = Slow(0.02)
+
+    async def main():
+        await pool.prepare(key("a"))
+        many = np.zeros((60 * PART_ROWS, WIDTH), np.float32)
+        bulk = asyncio.create_task(pool.run([(key("a"), many)], patient=True))
+        await asyncio.sleep(0.05)
+        start = time.perf_counter()
+        await pool.run([(key("a"), ROW)], patient=False)
+        assert time.perf_counter() - start < 0.6
+        assert not bulk.done()
+        await bulk
+
+    asyncio.run(main())
+
+
+def test_a_model_is_never_run_by_two_threads_at_once(pool, opened, key):
+    slow = opened.runtimes["a"] = Slow(0.003)
+
+    async def main():
+        await pool.prepare(key("a"))
+        many = np.zeros((2 * PART_ROWS, WIDTH), np.float32)
+        await asyncio.gather(
+            *(pool.run([(key("a"), ROW)], patient=bool(number % 3)) for number in range(30)),
+            *(pool.run([(key("a"), many)], patient=True) for _ in range(4)),
+        )
+
+    asyncio.run(main())
+    assert slow.calls == 38
+    assert slow.most == 1
+
+
+def test_other_models_run_meanwhile(pool, opened, key):
+    for name in ("a", "b", "c"):
+        opened.runtimes[name] = Slow(0.3)
+
+    async def main():
+        await asyncio.gather(*(pool.prepare(key(name)) for name in ("a", "b", "c")))
+        start = time.perf_counter()
+        await pool.run([(key(name), ROW) for name in ("a", "b", "c")], patient=True)
+        assert time.perf_counter() - start < 0.8
+
+    asyncio.run(main())
+
+
+def test_many_rows_answer_as_they_would_in_one_piece(pool, key):
+    rows = np.random.default_rng(1).normal(size=(10_000, WIDTH)).astype(np.float32)
+
+    async def main():
+        for patient in (True, False):
+            await pool.prepare(key("a"))
+            (outcome,) = await pool.run([(key("a"), rows)], patient=patient)
+            np.testing.assert_allclose(outcome.answer, expected(rows), rtol=1e-4, atol=1e-6)
+
+    asyncio.run(main())
