@@ -27,6 +27,7 @@ class Entry:
         package: The package in the repository.
         features: Its columns; None in a model that came from elsewhere.
         width: Values a row has.
+        labels: Class names, in the order of the classes; empty where they are not known.
     """
 
     key: ModelKey
@@ -34,6 +35,7 @@ class Entry:
     package: ModelPackage = field(compare=False)
     features: FeatureSpec | None = field(compare=False)
     width: int = field(compare=False)
+    labels: list[str] = field(compare=False)
 
 
 class Catalog:
@@ -116,4 +118,12 @@ def _parse(version: ModelVersion, package: ModelPackage) -> Entry:
         columns = f"its features.json has {features.width}" if features else "it has no fixed width"
         raise PackageError(f"{version}: the model takes {width} values a row, {columns}", "Publish it again")
     key = ModelKey(version.name, version.version, package.digest)
-    return Entry(key, version, package, features, width)
+    return Entry(key, version, package, features, width, _labels(package))
+
+
+def _labels(package: ModelPackage) -> list[str]:
+    """Return a package's class names; none where they cannot be read, for predictions need them not."""
+    try:
+        return list(package.labels)
+    except PackageError:
+        return []

@@ -1,15 +1,21 @@
-"""Desk: where a connection hands in the usual requests, one row each, and gets their answers.
+"""Desk: where connections hand in the usual requests, one row each, and get their answers.
 
-It takes what it understands at once and leaves the rest: whatever it does not take goes the general way,
-where it is answered or refused. So there is one place that says what is wrong with a request, and this is not
-it.
+What comes in one turn of the event loop and is alike (the same model, the same keys) is one block from then
+on: placed into columns, sent off and written as an answer together, so that a row costs little more than its
+bytes.
+
+The desk takes what it understands at once and leaves the rest: whatever it does not take goes the general
+way, where it is answered or refused. So there is one place that says what is wrong with a request, and this
+is not it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,22 +23,53 @@ import orjson
 from starlette.requests import Request
 
 from mlaas_ray.inference.batcher import Answer
-from mlaas_ray.inference.busy import BusyError
 from mlaas_ray.inference.catalog import Entry
+from mlaas_ray.inference.events import Query
 from mlaas_ray.inference.predictor import Predictor
 from mlaas_ray.inference.replies import error_reply
 from mlaas_ray.inference.routes import Routes
-from mlaas_ray.inference.rows import place_row, read_row
+from mlaas_ray.inference.rows import ArrayRow, Keys, SingleRow, fits, place, read_row
+from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.status import Status
-from mlaas_ray.inference.wire import read_row_message, write_predictions
+from mlaas_ray.inference.wire import read_message, read_row_message, write_each
 
 if TYPE_CHECKING:
     from mlaas_ray.inference.protocol import CoalescingProtocol
 
-Counter = Callable[[bytes, "CoalescingProtocol"], bool]
-Write = Callable[[Entry, Any], bytes]
+Row = SingleRow | ArrayRow
 
-_JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+_JSON = orjson.OPT_SERIALIZE_NUMPY
+
+
+@dataclass(frozen=True)
+class Language:
+    """How rows and answers are written on a path.
+
+    Attributes:
+        path: The path.
+        kind: The answer's media type.
+        read: Reads a row; None for what it does not understand.
+        write: Writes the answers ``(events, outputs…)``, each for itself.
+        explain: Reads a body in general, and says what is wrong.
+    """
+
+    path: str
+    kind: bytes
+    read: Callable[[bytes], Row | None]
+    write: Callable[[Predictions, Entry], Sequence[bytes]]
+    explain: Callable[[bytes, Entry], object]
+
+
+@dataclass(slots=True)
+class _Block:
+    """Rows of one turn that are alike."""
+
+    entry: Entry
+    keys: Keys | None
+    language: Language
+    since: float
+    rows: list[Row] = field(default_factory=list)
+    asked: list[tuple[CoalescingProtocol, bytes]] = field(default_factory=list)
 
 
 class Desk:
@@ -53,87 +90,143 @@ class Desk:
         self._predictor = predictor
         self._status = status
         self._prefix = secrets.token_hex(6).encode()
-        self._counters: dict[bytes, Counter] = {
-            b"/json": self.json,
-            b"/predict/json": self.json,
-            b"/proto": self.proto,
-            b"/predict/proto": self.proto,
+        self._languages = {
+            path.encode(): language
+            for language in (_JSON_LANGUAGE, _MESSAGES)
+            for path in (language.path, f"/predict{language.path}")
         }
-        self._labels: dict[Entry, list[str]] = {}
+        self._blocks: dict[tuple[Any, ...], _Block] = {}
+        # Within a turn, a name stands for the same version.
+        self._entries: dict[str, Entry] = {}
         self.connections = 0
         self.taken = 0
 
-    def counter(self, path: bytes) -> Counter | None:
-        """Return what takes requests to a path; None where nothing here does."""
-        return self._counters.get(path)
+    def language(self, path: bytes) -> Language | None:
+        """Return how rows are written that come to a path; None where the desk takes none."""
+        return self._languages.get(path)
 
     def next_id(self) -> bytes:
         """Return an id for a request that brings none."""
         return b"%b-%d" % (self._prefix, self.taken)
 
-    def json(self, body: bytes, connection: CoalescingProtocol) -> bool:
-        """Take a row as JSON; tell whether it was taken."""
-        return self._take(read_row(body), connection, "/json", b"application/json", _json)
+    def take(self, body: bytes, language: Language, connection: CoalescingProtocol) -> bool:
+        """Take a row; tell whether it was taken.
 
-    def proto(self, body: bytes, connection: CoalescingProtocol) -> bool:
-        """Take a row as a message; tell whether it was taken."""
-        return self._take(
-            read_row_message(body), connection, "/proto", b"application/octet-stream", self._message
-        )
-
-    def _take(self, row: Any, connection: CoalescingProtocol, path: str, kind: bytes, write: Write) -> bool:
+        Its answer is given by :meth:`CoalescingProtocol.answer`, in a later turn of the event loop.
+        """
+        row = language.read(body)
         if row is None:
             return False
-        entry = self._routes.glance(row.model)
-        if entry is None:
+        entry = self._entries.get(row.model) or self._routes.glance(row.model)
+        if entry is None or not fits(row, entry.features, entry.width):
             return False
-        values = place_row(row, entry.features, entry.width)
-        if values is None:
-            return False
-        start = time.perf_counter()
-        status = self._status
-
-        def done(answer: Answer) -> None:
-            status.load.change(-1)
-            if isinstance(answer, BaseException):
-                _refuse(answer, connection, path, status)
-                return
-            try:
-                body = write(entry, answer)
-            except Exception as error:  # such as answers that are no numbers, or labels that are damaged
-                _refuse(error, connection, path, status)
-                return
-            head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\nx-model: %b\r\n" % (kind, str(entry.key).encode())
-            connection.answer(head, body)
-            status.count("POST", 200)
-            status.predicted(entry.key.name, 1, time.perf_counter() - start)
-
+        keys = row.keys
+        # Keys that are equal are the same object where a program sends them again and again.
+        alike = (entry.key, id(keys), language.path)
+        block = self._blocks.get(alike)
+        if block is None:
+            if not self._blocks:
+                asyncio.get_running_loop().call_soon(self._send)
+            block = self._blocks[alike] = _Block(entry, keys, language, time.perf_counter())
+            self._entries[row.model] = entry
+        block.rows.append(row)
+        block.asked.append((connection, body))
         self.taken += 1
-        status.load.change(1)
-        try:
-            self._predictor.add(entry, values[None], done)
-        except BusyError as error:
-            done(error)
         return True
 
-    def _message(self, entry: Entry, answer: Any) -> bytes:
-        labels = self._labels.get(entry)
-        if labels is None:
-            labels = self._labels[entry] = entry.package.labels
-        return write_predictions(answer, labels, many=False)
+    def _send(self) -> None:
+        """Send off what came in this turn."""
+        blocks, self._blocks, self._entries = self._blocks, {}, {}
+        for block in blocks.values():
+            self._send_block(block)
+
+    def _send_block(self, block: _Block) -> None:
+        entry = block.entry
+        self._status.load.change(len(block.asked))
+
+        def done(answer: Answer) -> None:
+            self._done(block, answer)
+
+        try:
+            rows = place(block.rows, block.keys, entry.features, entry.width)
+            bad = np.isinf(rows).any(axis=1)
+            if bad.any():
+                self._set_aside(block, bad)
+                rows = rows[~bad]
+            if len(rows):
+                self._predictor.add(entry, rows, done)
+        except Exception as error:  # the border: whatever it is, the clients get an answer
+            done(error)
+
+    def _set_aside(self, block: _Block, bad: Any) -> None:
+        """Refuse the rows with a value that is too large, and keep the others."""
+        refused = [asked for asked, is_bad in zip(block.asked, bad, strict=True) if is_bad]
+        block.asked = [asked for asked, is_bad in zip(block.asked, bad, strict=True) if not is_bad]
+        self._status.load.change(-len(refused))
+        for connection, body in refused:
+            try:
+                block.language.explain(body, block.entry)
+            except Exception as error:
+                self._refuse(error, block, connection)
+
+    def _done(self, block: _Block, answer: Answer) -> None:
+        """Give everybody their answer."""
+        entry, asked = block.entry, block.asked
+        self._status.load.change(-len(asked))
+        bodies: Sequence[bytes] = ()
+        if not isinstance(answer, BaseException):
+            try:
+                bodies = block.language.write(answer, entry)
+            except Exception as error:  # an answer that cannot be written
+                answer = error
+        if isinstance(answer, BaseException):
+            for connection, _ in asked:
+                self._refuse(answer, block, connection)
+            return
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\nx-model: %b\r\n" % (
+            block.language.kind,
+            str(entry.key).encode(),
+        )
+        self._status.count("POST", 200, len(asked))
+        self._status.predicted(
+            entry.key.name, len(asked), time.perf_counter() - block.since, requests=len(asked)
+        )
+        for (connection, _), body in zip(asked, bodies, strict=True):
+            connection.answer(head, body)
+
+    def _refuse(self, error: BaseException, block: _Block, connection: CoalescingProtocol) -> None:
+        """Answer an error as the application would."""
+        scope = {"type": "http", "method": "POST", "path": block.language.path, "headers": []}
+        reply = error_reply(error, Request(scope))  # type: ignore[arg-type]
+        head = b"HTTP/1.1 %d \r\n" % reply.status_code
+        for name, value in reply.raw_headers:
+            if name != b"content-length":
+                head += b"%b: %b\r\n" % (name, value)
+        self._status.count("POST", reply.status_code)
+        connection.answer(head, bytes(reply.body))
 
 
-def _json(_entry: Entry, answer: Any) -> bytes:
-    return orjson.dumps(np.ascontiguousarray(answer[0]), option=_JSON)
+def _write_json(answers: Predictions, _entry: Entry) -> Sequence[bytes]:
+    if answers.ndim == 2 and answers.shape[1]:
+        # One call for all, taken apart: the numbers are written as they would be each for itself.
+        text = orjson.dumps(np.ascontiguousarray(answers), option=_JSON)
+        return [b"[%b]\n" % part for part in text[2:-2].split(b"],[")]
+    return [orjson.dumps(np.ascontiguousarray(one), option=_JSON) + b"\n" for one in answers]
 
 
-def _refuse(error: BaseException, connection: CoalescingProtocol, path: str, status: Status) -> None:
-    """Answer an error as the application would."""
-    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
-    reply = error_reply(error, Request(scope))  # type: ignore[arg-type]
-    head = b"HTTP/1.1 %d \r\n" % reply.status_code
-    for name, value in reply.raw_headers:
-        if name != b"content-length":
-            head += b"%b: %b\r\n" % (name, value)
-    connection.answer(head, bytes(reply.body))
-    status.count("POST", reply.status_code)
+def _write_messages(answers: Predictions, entry: Entry) -> Sequence[bytes]:
+    return write_each(answers, entry.labels)
+
+
+def _explain_json(body: bytes, entry: Entry) -> object:
+    return Query.parse(body).rows(entry.features, entry.width)
+
+
+def _explain_message(body: bytes, entry: Entry) -> object:
+    return read_message(body).rows(entry.features, entry.width)
+
+
+_JSON_LANGUAGE = Language("/json", b"application/json", read_row, _write_json, _explain_json)
+_MESSAGES = Language(
+    "/proto", b"application/octet-stream", read_row_message, _write_messages, _explain_message
+)

@@ -264,7 +264,7 @@ class HttpFace:
         with self._status.load.of(1):
             answers = await self._backend.predict(entry, rows)
         self._status.predicted(entry.version.name, len(rows), time.perf_counter() - start)
-        content = await _apart(answers.nbytes, wanted.write, answers, entry.package.labels, many)
+        content = await _apart(answers.nbytes, wanted.write, answers, entry.labels, many)
         headers = {"X-Model": str(entry.version)}
         if wanted is RAW:
             headers["X-Outputs"] = str(math.prod(answers.shape[1:]))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -30,6 +30,8 @@ logger = logging.getLogger("ray.serve")
 # Bytes of a request that are kept here while the rest of it comes, and for how long, seconds.
 MOST_BYTES = 1 << 16
 PATIENCE_S = 1.0
+# Heads that are remembered.
+KNOWN_HEADS = 1024
 _HEAD_END = b"\r\n\r\n"
 _VERSION = b" HTTP/1.1"
 # Headers as RFC 9110 has them. Two programs that read any others differently see different requests.
@@ -58,6 +60,38 @@ def middlewares() -> list[Any]:
     if _desk is not None:
         uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:CoalescingProtocol"
     return []
+
+
+class Head(NamedTuple):
+    """What a request's head says.
+
+    Attributes:
+        path: Where a usual request goes; empty for any other.
+        length: Bytes of its body.
+        request_id: The id it brings.
+    """
+
+    path: bytes = b""
+    length: int = 0
+    request_id: bytes | None = None
+
+
+_heads: dict[bytes, Head] = {}
+
+
+def _read_head(head: bytes) -> Head:
+    """Read a head that ends with an empty line; one that is unusual in any way has no path."""
+    line = head.find(b"\r\n")
+    fields = head[line:-2]
+    if not head.startswith(b"POST ") or head[line - 9 : line] != _VERSION:
+        return Head()
+    length = _LENGTH.search(fields)
+    if length is None or length[1] is None or _LENGTH.search(fields, length.end()):
+        return Head()
+    if not _WELL_FORMED.fullmatch(fields) or _UNUSUAL.search(fields):
+        return Head()
+    number = _NUMBER.search(fields)
+    return Head(head[5 : line - 9], int(length[1]), number[1] if number else None)
 
 
 class CoalescingProtocol(HttpToolsProtocol):
@@ -218,35 +252,31 @@ class CoalescingProtocol(HttpToolsProtocol):
             Its length; 0 when it is for uvicorn; None when more of it must come first.
         """
         data = self._bytes
-        end = data.find(_HEAD_END)
-        if end < 0:
+        end = data.find(_HEAD_END) + 4
+        desk = self._desk
+        if end < 4 or desk is None:
             # Heads that come in pieces are rare, and uvicorn's parser takes pieces.
             return 0
-        line = data.find(b"\r\n", 0, end + 2)
-        if not data.startswith(b"POST ") or data[line - 9 : line] != _VERSION:
-            return 0
-        desk = self._desk
-        if desk is None:
-            return 0
-        counter = desk.counter(data[5 : line - 9])
-        if counter is None:
-            return 0
-        head = data[line : end + 2]
-        length = _LENGTH.search(head)
-        if length is None or length[1] is None or _LENGTH.search(head, length.end()):
-            return 0
-        if not _WELL_FORMED.fullmatch(head) or _UNUSUAL.search(head):
-            return 0
-        total = end + 4 + int(length[1])
-        if total > MOST_BYTES:
+        head = data[:end]
+        # A program's requests have the same head again and again.
+        usual = _heads.get(head)
+        if usual is None:
+            usual = _read_head(head)
+            if len(_heads) >= KNOWN_HEADS:
+                _heads.clear()
+            # Ids differ: such heads would only push others out.
+            if usual.request_id is None:
+                _heads[head] = usual
+        language = desk.language(usual.path)
+        total = end + usual.length
+        if language is None or total > MOST_BYTES:
             return 0
         if len(data) < total:
             return None
         self._bytes = data[total:]
-        number = _NUMBER.search(head)
-        self._request_id = number[1] if number else desk.next_id()
+        self._request_id = usual.request_id or desk.next_id()
         self._asked = True
-        if not counter(data[end + 4 : total], self):
+        if not desk.take(data[end:total], language, self):
             self._asked = False
             self._pass_on(data[:total], self._bytes)
         return total

@@ -1,16 +1,14 @@
 """Rows as most programs send them, read by a typed decoder or numbers already, put into a model's columns.
 
-What :func:`read_row` and :func:`read_rows` do not take, or :func:`place_row` and :func:`place_many` do not
-place, is no error yet: :mod:`mlaas_ray.inference.events` reads it in general, and says what is wrong.
+What :func:`read_row` and :func:`read_rows` do not take, or :func:`fits` and :func:`place_many` do not allow,
+is no error yet: :mod:`mlaas_ray.inference.events` reads it in general, and says what is wrong.
 """
 
 from __future__ import annotations
 
-import math
-import struct
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -24,6 +22,9 @@ from mlaas_ray.core.flatten import Rows
 
 # Lists of keys whose positions are remembered, and the longest such.
 KNOWN_KEYS = 256
+# Bodies around values that are remembered, and the longest such with its values.
+KNOWN_FRAMES = 1024
+LONGEST_FRAME = 16384
 LONGEST_KEYS = 1024
 
 Keys = tuple[str, ...]
@@ -105,6 +106,11 @@ class Table:
         return np.require(values, np.float32, ["C", "A"]), self.many
 
 
+_VALUES = b'"values"'
+_BEFORE = re.compile(rb'"values"[ \t\r\n]*:[ \t\r\n]*\Z')
+_frames: dict[tuple[bytes, bytes], SingleRow] = {}
+
+_LIST = msgspec.json.Decoder(list[float | None])
 _SINGLE = msgspec.json.Decoder(SingleRow)
 _MANY = msgspec.json.Decoder(ManyRows)
 
@@ -112,13 +118,42 @@ _MANY = msgspec.json.Decoder(ManyRows)
 def read_row(body: bytes) -> SingleRow | None:
     """Read JSON of one row in its usual form, ``{"model": …, "keys": […], "values": […]}``.
 
+    A program's requests differ in their values only. So what stands around the values is remembered, and of a
+    body with the same around them only the list of values is parsed; ``keys`` is then the same object.
+
     Returns:
         None for anything else, right or wrong.
     """
+    start = body.find(b"[", body.find(_VALUES))
+    end = body.find(b"]", start) + 1
+    frame = (body[:start], body[end:])
+    known = _frames.get(frame)
     try:
-        return _SINGLE.decode(body)
+        if known is not None:
+            return SingleRow(_LIST.decode(body[start:end]), known.model, known.keys)
+        row = _SINGLE.decode(body)
     except (ValueError, RecursionError):
         return None
+    if len(body) <= LONGEST_FRAME and _framed(frame, body[start:end], row):
+        if len(_frames) >= KNOWN_FRAMES:
+            _frames.clear()
+        _frames[frame] = row
+    return row
+
+
+def _framed(frame: tuple[bytes, bytes], middle: bytes, row: SingleRow) -> bool:
+    """Tell whether a body is its values in a frame, so that other values in it would make another body.
+
+    That is so when the name ``values`` stands once, right before the list, which holds numbers only.
+    """
+    before, after = frame
+    # A backslash may write the name in another way, and the last of several is the one that counts.
+    if not _BEFORE.search(before) or before.count(_VALUES) != 1 or _VALUES in after or b"\\" in after:
+        return False
+    try:
+        return bool(_LIST.decode(middle) == row.values)
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_rows(body: bytes) -> ManyRows | None:
@@ -133,32 +168,60 @@ def read_rows(body: bytes) -> ManyRows | None:
         return None
 
 
-def place_row(row: SingleRow | ArrayRow, spec: FeatureSpec | None, width: int) -> Rows | None:
-    """Put the values of one row into a model's columns.
+def fits(row: SingleRow | ArrayRow, spec: FeatureSpec | None, width: int) -> bool:
+    """Tell whether a row may be placed into a model's columns; of the size of its values nothing is said.
 
     Args:
         row: As it was sent.
         spec: The model's columns; None in a model that came from elsewhere.
         width: Values a row has.
-
-    Returns:
-        ``(features,)`` float32, which may be read-only; None for what does not fit.
     """
     values = row.values
     keys = row.keys if spec is not None else None
     if len(values) != (width if keys is None else len(keys)) or not len(values):
+        return False
+    if spec is None:
+        return isinstance(values, np.ndarray) or None not in values
+    return keys is None or _known_positions(keys, spec) is not None
+
+
+def place(
+    rows: Sequence[SingleRow | ArrayRow], keys: Keys | None, spec: FeatureSpec | None, width: int
+) -> Rows:
+    """Put rows that fit, all with the same keys, into a model's columns.
+
+    Args:
+        rows: As they were sent.
+        keys: Names of their values.
+        spec: The model's columns.
+        width: Values a row has.
+
+    Returns:
+        ``(events, features)`` float32; infinite where a value is too large for it.
+    """
+    sent = len(rows[0].values)
+    cells: Rows
+    if isinstance(rows[0], ArrayRow):
+        cells = np.concatenate([np.asarray(row.values) for row in rows], dtype=np.float32)
+    else:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and None NaN
+            every = chain.from_iterable([row.values for row in rows])
+            cells = np.fromiter(every, dtype=np.float32, count=len(rows) * sent)
+    values = cells.reshape(len(rows), sent)
+    positions = _known_positions(keys, spec) if keys is not None and spec is not None else None
+    return values if positions is None else scatter(values, positions, width)
+
+
+def place_row(row: SingleRow | ArrayRow, spec: FeatureSpec | None, width: int) -> Rows | None:
+    """Put the values of one row into a model's columns: :func:`fits` and :func:`place` in one.
+
+    Returns:
+        ``(features,)`` float32; None for what does not fit.
+    """
+    if not fits(row, spec, width):
         return None
-    placed = values if isinstance(values, np.ndarray) else _packed(values, null=spec is not None)
-    if placed is None or np.isinf(placed).any():
-        return None
-    if keys is None or spec is None:
-        return placed
-    positions = _known_positions(keys, spec)
-    if positions is None:
-        return None
-    result = np.full(width, np.nan, dtype=np.float32)
-    result[positions] = placed
-    return result
+    placed: Rows = place([row], row.keys, spec, width)[0]
+    return None if np.isinf(placed).any() else placed
 
 
 def place_many(many: ManyRows, spec: FeatureSpec | None, width: int) -> Rows | None:
@@ -221,26 +284,6 @@ def positions_of(keys: Sequence[Any], spec: FeatureSpec) -> Positions:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise EventError(f"the key {twice!r} is given twice", "Send each key once")
     return np.array(positions, dtype=np.intp)
-
-
-def _packed(values: Sequence[float | None], *, null: bool) -> Rows | None:
-    """Return values as float32; None when one is too large, or is None and may not be."""
-    pack = _floats(len(values)).pack
-    try:
-        try:
-            return np.frombuffer(pack(*values), dtype=np.float32)
-        except struct.error:  # None is among them
-            if not null:
-                return None
-            filled = [math.nan if value is None else value for value in values]
-            return np.frombuffer(pack(*filled), dtype=np.float32)
-    except OverflowError:
-        return None
-
-
-@lru_cache(256)
-def _floats(count: int) -> struct.Struct:
-    return struct.Struct(f"={count}f")
 
 
 _placed: dict[tuple[int, Keys], tuple[FeatureSpec, Positions]] = {}

@@ -24,12 +24,12 @@ class Times:
         self.rows = 0
         self._counts = [0] * _CLASSES
 
-    def add(self, rows: int, seconds: float) -> None:
-        """Count one request."""
-        self.requests += 1
+    def add(self, rows: int, seconds: float, requests: int = 1) -> None:
+        """Count requests that took as long."""
+        self.requests += requests
         self.rows += rows
         place = math.log2(seconds / _SHORTEST_S) * _CLASSES_AN_OCTAVE if seconds > _SHORTEST_S else 0
-        self._counts[min(int(place), _CLASSES - 1)] += 1
+        self._counts[min(int(place), _CLASSES - 1)] += requests
 
     def percentile(self, part: float) -> float:
         """Return the time, seconds, that this part of the requests took at most."""
@@ -58,17 +58,17 @@ class Status:
         self.models: dict[str, Times] = {}
         psutil.cpu_percent(percpu=True)  # the first call only sets the mark
 
-    def count(self, method: str, code: int) -> None:
-        """Count one answered request."""
-        self.requests[method] = self.requests.get(method, 0) + 1
-        self.errors += code >= 500
+    def count(self, method: str, code: int, requests: int = 1) -> None:
+        """Count answered requests."""
+        self.requests[method] = self.requests.get(method, 0) + requests
+        self.errors += requests * (code >= 500)
 
-    def predicted(self, model: str, rows: int, seconds: float) -> None:
-        """Count a prediction."""
+    def predicted(self, model: str, rows: int, seconds: float, requests: int = 1) -> None:
+        """Count predictions that took as long."""
         times = self.models.get(model)
         if times is None:
             times = self.models[model] = Times()
-        times.add(rows, seconds)
+        times.add(rows, seconds, requests)
 
     def report(self) -> dict[str, Any]:
         """Return the figures: loads, bytes, percent, and seconds since the start."""

@@ -169,6 +169,17 @@ def write_predictions(answers: npt.NDArray[Any], labels: Sequence[str], *, many:
     return messages.tobytes()
 
 
+def write_each(answers: npt.NDArray[Any], labels: Sequence[str]) -> list[bytes]:
+    """Write Predictions for each of ``(events, outputs…)``; labels as in :func:`write_predictions`."""
+    flat = np.ascontiguousarray(answers.reshape(len(answers), -1), dtype="<f4")
+    template, places = _template(flat.shape[1], tuple(labels), False)
+    messages = np.empty((len(flat), len(template)), dtype=np.uint8)
+    messages[:] = template
+    messages[:, places] = flat.view(np.uint8)
+    data, size = messages.tobytes(), len(template)
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
 @lru_cache(256)
 def _template(
     outputs: int, labels: tuple[str, ...], many: bool
