@@ -59,7 +59,8 @@ def running(command: Sequence[str], folder: Path, *, seconds: float = 180) -> It
             stdout=stdout,
             stderr=stderr,
             env=os.environ | ENVIRONMENT,
-            start_new_session=True,
+            # A session of its own would have its own share of the CPU, whatever its number of threads.
+            process_group=0,
             preexec_fn=_end_with_parent,
         )
     try:

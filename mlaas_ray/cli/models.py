@@ -60,7 +60,9 @@ def list_models(repository: Repo = MODELS, url: Url = None, json_line: Json = Fa
         where = url or repository
         out.print(f"no models in {where}: publish one with mlaas models publish PACKAGE", highlight=False)
         return
-    table = Table("model", "versions", "format", "columns", "AUC", "created")
+    # which runtime was chosen is known where the model runs
+    runtime = ["runtime", "a row, us"] if url else []
+    table = Table("model", "versions", "format", *runtime, "columns", "AUC", "created")
     for model in models:
         names: dict[int, list[str]] = {}
         for alias, number in model["aliases"].items():
@@ -71,7 +73,10 @@ def list_models(repository: Repo = MODELS, url: Url = None, json_line: Json = Fa
         )
         auc = "" if model["auc"] is None else f"{model['auc']:.4f}"
         error = f"[red]{escape(model['error'])}[/]" if model["error"] else str(model["format"])
-        table.add_row(model["name"], numbers, error, str(model["width"] or ""), auc, model["created"] or "")
+        chosen = [model["runtime"] or "", _microseconds(model["row_s"])] if url else []
+        table.add_row(
+            model["name"], numbers, error, *chosen, str(model["width"] or ""), auc, model["created"] or ""
+        )
     out.print(table)
 
 
@@ -277,6 +282,8 @@ def _remote_models(url: str) -> list[dict[str, Any]]:
                 "auc": _auc(model.get("metrics", {})),
                 "created": _when(model.get("created")),
                 "error": model.get("error"),
+                "runtime": model.get("runtime", {}).get("chosen"),
+                "row_s": next(iter(model.get("runtime", {}).get("seconds", {}).values()), None),
             }
             for model in client.models()
         ]
@@ -326,6 +333,10 @@ def _auc(metrics: dict[str, Any]) -> float | None:
     validation = metrics.get("validation")
     auc = validation.get("auc") if isinstance(validation, dict) else None
     return float(auc) if isinstance(auc, int | float) else None
+
+
+def _microseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e6:.0f}"
 
 
 def _when(created: str | None) -> str | None:

@@ -55,8 +55,9 @@ def serve(
     """Serve the models of a repository over HTTP until Ctrl-C.
 
     Answers at /json (events as keys and values, values alone, or raw jagged
-    events), /models, /params/NAME, /upload, /delete, /status and /health. What
-    is published, uploaded or deleted meanwhile counts at once.
+    events), /proto, /models/NAME/predict (Arrow, npy, raw float32), /models,
+    /params/NAME, /upload, /delete, /deployments, /status and /health. What is
+    published, uploaded or deleted meanwhile counts as soon as it can answer.
 
         mlaas serve
         mlaas serve --repository /data/models --port 9000 --replicas 4

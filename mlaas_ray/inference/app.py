@@ -15,9 +15,6 @@ from mlaas_ray.inference.settings import Scale, ServiceSettings
 
 APPLICATION = "mlaas"
 
-# Small shares: on a laptop the service lives beside a training. What a replica may really use is bounded by
-# the threads of its models.
-SHARE = 0.1
 _OPTIONS: dict[str, Any] = {
     "graceful_shutdown_wait_loop_s": 0.1,
     "health_check_timeout_s": 60,
@@ -30,7 +27,7 @@ def replicas(
     scale: Scale,
     *,
     only: str | None = None,
-    cpus: float = SHARE,
+    cpus: float | None = None,
     gpus: float = 0,
 ) -> Application:
     """Build model replicas.
@@ -39,14 +36,14 @@ def replicas(
         settings: The service's settings.
         scale: How many.
         only: The one model they are for; None for any.
-        cpus: CPUs that Ray reserves for each.
+        cpus: CPUs that Ray reserves for each; as many as the settings say when not given.
         gpus: GPUs, likewise.
     """
     deployment: Deployment = serve.deployment(
         name="ModelReplica",
         max_ongoing_requests=200,
         graceful_shutdown_timeout_s=10,
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": settings.cpus if cpus is None else cpus, "num_gpus": gpus},
         **options(scale, rows=settings.rows_per_replica, threads=settings.threads),
         **_OPTIONS,
     )(ModelReplica)
@@ -69,7 +66,7 @@ def build_app(settings: ServiceSettings) -> Application:
         max_queued_requests=2000,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         graceful_shutdown_timeout_s=15,
-        ray_actor_options={"num_cpus": SHARE},
+        ray_actor_options={"num_cpus": settings.cpus},
         **options(settings.gateways, rows=settings.requests_per_gateway),
         **_OPTIONS,
     )(serve.ingress()(Gateway))

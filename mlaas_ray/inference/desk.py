@@ -12,6 +12,7 @@ is not it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ from mlaas_ray.inference.wire import read_message, read_row_message, write_each
 
 if TYPE_CHECKING:
     from mlaas_ray.inference.protocol import CoalescingProtocol
+
+logger = logging.getLogger("ray.serve")
 
 Row = SingleRow | ArrayRow
 
@@ -83,6 +86,8 @@ class Desk:
     Attributes:
         connections: That were made so far: above 0, connections come to this desk.
         taken: Requests that were.
+        active: Connections that were given an answer in this period.
+        period: Number of the time between two reports.
     """
 
     def __init__(self, routes: Routes, predictor: Predictor, status: Status) -> None:
@@ -100,6 +105,14 @@ class Desk:
         self._entries: dict[str, Entry] = {}
         self.connections = 0
         self.taken = 0
+        self.active = 0
+        self.period = 0
+
+    def next_period(self) -> int:
+        """Begin another period; return how many connections were active in the last one."""
+        active, self.active = self.active, 0
+        self.period += 1
+        return active
 
     def language(self, path: bytes) -> Language | None:
         """Return how rows are written that come to a path; None where the desk takes none."""
@@ -176,6 +189,8 @@ class Desk:
         bodies: Sequence[bytes] = ()
         if not isinstance(answer, BaseException):
             try:
+                if len(answer) != len(asked):
+                    raise RuntimeError(f"{entry.key} gave {len(answer)} answers to {len(asked)} rows")
                 bodies = block.language.write(answer, entry)
             except Exception as error:  # an answer that cannot be written
                 answer = error
@@ -192,18 +207,27 @@ class Desk:
             entry.key.name, len(asked), time.perf_counter() - block.since, requests=len(asked)
         )
         for (connection, _), body in zip(asked, bodies, strict=True):
-            connection.answer(head, body)
+            _hand(connection, head, body)
 
     def _refuse(self, error: BaseException, block: _Block, connection: CoalescingProtocol) -> None:
         """Answer an error as the application would."""
-        scope = {"type": "http", "method": "POST", "path": block.language.path, "headers": []}
+        headers = [(b"x-request-id", connection.request_id)]
+        scope = {"type": "http", "method": "POST", "path": block.language.path, "headers": headers}
         reply = error_reply(error, Request(scope))  # type: ignore[arg-type]
         head = b"HTTP/1.1 %d \r\n" % reply.status_code
         for name, value in reply.raw_headers:
             if name != b"content-length":
                 head += b"%b: %b\r\n" % (name, value)
         self._status.count("POST", reply.status_code)
-        connection.answer(head, bytes(reply.body))
+        _hand(connection, head, bytes(reply.body))
+
+
+def _hand(connection: CoalescingProtocol, head: bytes, body: bytes) -> None:
+    try:
+        connection.answer(head, body)
+    except Exception:
+        # One connection's trouble is not the others'.
+        logger.exception("an answer could not be handed over")
 
 
 def _write_json(answers: Predictions, _entry: Entry) -> Sequence[bytes]:

@@ -13,6 +13,7 @@ import secrets
 import shlex
 import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -171,6 +172,37 @@ def preferred(present: Mapping[str, str]) -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
     return {name: present.get(name, value) for name, value in wanted.items()}
+
+
+# Started with the folder and the pid of the service's process; its input ends with that process.
+_GUARD = """#!/bin/sh
+# HAProxy, and Ray's agents for half a minute, would outlive a service that is killed.
+read -r _
+for process in /proc/[0-9]*; do
+  pid=${process#/proc/}
+  [ "$pid" = $$ ] && continue
+  # HAProxy is told by its command line, Ray's processes, which change theirs, by their log files.
+  if tr '\\0' '\\n' 2>/dev/null <"$process/cmdline" | grep -q "^$1/" ||
+    ls -l "$process/fd" 2>/dev/null | grep -q "/session_[^/]*_$2/"; then
+    kill -KILL "$pid" 2>/dev/null
+  fi
+done
+rm -rf "$1"
+"""
+
+
+def start_guard(folder: Path) -> subprocess.Popen[bytes]:
+    """Start what ends this service's processes, and removes its folder, should this process be killed."""
+    file = folder / "guard"
+    file.write_text(_GUARD)
+    return subprocess.Popen(
+        ["/bin/sh", str(file), str(folder), str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # what ends a whole terminal is to leave it alone
+        start_new_session=True,
+    )
 
 
 def refuse_taken_port(host: str, port: int) -> None:

@@ -12,13 +12,14 @@ from starlette.types import ASGIApp
 
 from mlaas_ray.core.flatten import Rows
 from mlaas_ray.inference import protocol
+from mlaas_ray.inference.autoscaling import ROWS
 from mlaas_ray.inference.catalog import Catalog, Entry
 from mlaas_ray.inference.deployments import Deployments
 from mlaas_ray.inference.desk import Desk
 from mlaas_ray.inference.http import HttpFace
 from mlaas_ray.inference.inspection import inspect_apart
 from mlaas_ray.inference.pool import ModelPool
-from mlaas_ray.inference.predictor import OwnModels, Predictor, Replicas
+from mlaas_ray.inference.predictor import HERE, SHARED, OwnModels, Predictor, Replicas
 from mlaas_ray.inference.replica import preload
 from mlaas_ray.inference.routes import Routes
 from mlaas_ray.inference.runtimes import Predictions
@@ -66,8 +67,13 @@ class Gateway:
         return self._face.app()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell Serve's autoscaler how much there is to do."""
-        return self._status.load.report()
+        """Tell Serve's autoscaler how much there is to do.
+
+        Of a gateway that is busy, requests wait in the sockets. A connection has one request at a time, and
+        HAProxy has no more of them than it has requests: those in use are as many as the requests.
+        """
+        report = self._status.load.report()
+        return report | {ROWS: max(report[ROWS], float(self._desk.next_period()))}
 
     async def find(self, model: str) -> Entry:
         """Return the version that answers for a name; see :meth:`Routes.find`."""
@@ -96,7 +102,9 @@ class Gateway:
             TimeoutError: When no replica answers.
         """
         found = await self._predictor.loaded()
+        wanted = self._settings.predict_in != "gateways" and self._settings.replicas.fewest > 0
         return {
+            "ready": bool(found.get(SHARED)) or not wanted,
             # Which way requests take: connections that came to the desk, or did not, are the proof.
             "path": "coalesced" if self._desk.connections else "plain",
             "coalesced": self._desk.taken,
@@ -104,7 +112,7 @@ class Gateway:
             "calls": self._predictor.batcher.calls,
             "rows": self._predictor.batcher.rows,
             "predict_in": self._settings.predict_in,
-            "replicas": [{"model": name or None, **one} for name, each in found.items() for one in each],
+            "processes": [_shown(name) | one for name, each in found.items() for one in each],
             "loaded": sorted({model for each in found.values() for one in each for model in one["models"]}),
         }
 
@@ -122,3 +130,10 @@ class Gateway:
             except Exception as error:  # whatever it is, the next beat may go better
                 logger.info("the model replicas do not answer: %s", error)
             await asyncio.sleep(PULSE_S)
+
+
+def _shown(holder: str) -> dict[str, str | None]:
+    """Say where models are, and which model has replicas of its own."""
+    if holder == HERE:
+        return {"place": "gateway", "model": None}
+    return {"place": "replica", "model": holder or None}

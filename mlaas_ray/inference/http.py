@@ -222,7 +222,8 @@ class HttpFace:
 
     async def health(self, _request: Request) -> Response:
         """Answer ok when a model replica answers."""
-        await self._backend.state()
+        if not (await self._backend.state())["ready"]:
+            raise BusyError("no model replica answers", "Try again in some seconds")
         return json_reply({"status": "ok"})
 
     async def list_deployments(self, _request: Request) -> Response:

@@ -104,7 +104,12 @@ class Replicas:
         """
         import json
 
-        answers = await self._everywhere("prepare", tuple(key), timeout_s=self._settings.load_timeout_s)
+        timeout_s = self._settings.load_timeout_s
+        answers = await self._everywhere("prepare", tuple(key), timeout_s=timeout_s)
+        if not answers:
+            # There is none: who asks for one has Serve start it.
+            async with asyncio.timeout(timeout_s):
+                answers = [await self._handle.prepare.remote(tuple(key))]
         return dict(json.loads(answers[0]))
 
     async def loaded(self) -> list[dict[str, Any]]:
@@ -116,9 +121,15 @@ class Replicas:
         return await self._everywhere("loaded", timeout_s=10.0)
 
     async def _everywhere(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        answers = await self._handle.broadcast(method, *args).results_async(
-            timeout_s=timeout_s, return_exceptions=True
-        )
+        """Ask every replica; there may be none."""
+        from ray.serve.exceptions import DeploymentUnavailableError
+
+        try:
+            answers = await self._handle.broadcast(method, *args).results_async(
+                timeout_s=timeout_s, return_exceptions=True
+            )
+        except DeploymentUnavailableError:
+            return []
         good = [answer for answer in answers if not isinstance(answer, BaseException)]
         for answer in answers:
             if isinstance(answer, BaseException):

@@ -30,8 +30,9 @@ logger = logging.getLogger("ray.serve")
 # Bytes of a request that are kept here while the rest of it comes, and for how long, seconds.
 MOST_BYTES = 1 << 16
 PATIENCE_S = 1.0
-# Heads that are remembered.
+# Heads that are remembered, and the longest such.
 KNOWN_HEADS = 1024
+LONGEST_HEAD = 4096
 _HEAD_END = b"\r\n\r\n"
 _VERSION = b" HTTP/1.1"
 # Headers as RFC 9110 has them. Two programs that read any others differently see different requests.
@@ -59,6 +60,7 @@ def middlewares() -> list[Any]:
     """Serve's hook, called in every replica that is about to listen; of ours, only gateways have a desk."""
     if _desk is not None:
         uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:CoalescingProtocol"
+        logger.info("rows are gathered before Serve sees a request")
     return []
 
 
@@ -95,7 +97,11 @@ def _read_head(head: bytes) -> Head:
 
 
 class CoalescingProtocol(HttpToolsProtocol):
-    """A connection: the usual requests to the desk, all others to uvicorn, each answered in its turn."""
+    """A connection: the usual requests to the desk, all others to uvicorn, each answered in its turn.
+
+    Attributes:
+        request_id: Of the request that the desk has.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -103,9 +109,10 @@ class CoalescingProtocol(HttpToolsProtocol):
         # What came and is not dealt with yet. While a request is being answered, the next ones stay here.
         self._bytes = b""
         self._asked = False
-        self._request_id = b""
+        self.request_id = b""
         self._in_message = False
         self._closing = False
+        self._period = -1
         self._active = 0.0
         self._idle: TimerHandle | None = None
         self._stalled: TimerHandle | None = None
@@ -189,13 +196,17 @@ class CoalescingProtocol(HttpToolsProtocol):
         transport = self.transport
         if transport.is_closing():
             return
+        desk = self._desk
+        if desk is not None and self._period != desk.period:
+            self._period = desk.period
+            desk.active += 1
         transport.write(
             b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n%b\r\n%b"
             % (
                 head,
                 # the date and the server's name
                 b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers]),
-                self._request_id,
+                self.request_id,
                 len(body),
                 b"connection: close\r\n" if self._closing else b"",
                 body,
@@ -262,10 +273,10 @@ class CoalescingProtocol(HttpToolsProtocol):
         usual = _heads.get(head)
         if usual is None:
             usual = _read_head(head)
-            if len(_heads) >= KNOWN_HEADS:
-                _heads.clear()
-            # Ids differ: such heads would only push others out.
-            if usual.request_id is None:
+            # Ids differ, as do the heads of other requests: they would only push the usual ones out.
+            if usual.path and len(head) <= LONGEST_HEAD and b"x-request-id" not in head.lower():
+                if len(_heads) >= KNOWN_HEADS:
+                    _heads.clear()
                 _heads[head] = usual
         language = desk.language(usual.path)
         total = end + usual.length
@@ -274,7 +285,7 @@ class CoalescingProtocol(HttpToolsProtocol):
         if len(data) < total:
             return None
         self._bytes = data[total:]
-        self._request_id = usual.request_id or desk.next_id()
+        self.request_id = usual.request_id or desk.next_id()
         self._asked = True
         if not desk.take(data[end:total], language, self):
             self._asked = False

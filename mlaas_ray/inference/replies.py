@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -39,6 +39,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.PackageError, 400),
     (errors.JobError, 400),
     (BackPressureError, 503),
+    (DeploymentUnavailableError, 503),
     (RayActorError, 503),
     (asyncio.TimeoutError, 504),
 )
@@ -46,6 +47,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
 # Said instead of what Ray and asyncio say.
 _SENTENCES: dict[type[BaseException], str] = {
     BackPressureError: "the service is busy. Try again.",
+    DeploymentUnavailableError: "the model's replicas are not there. Try again.",
     RayActorError: "the service is busy. Try again.",
     asyncio.TimeoutError: "no answer in time. Try again, or with fewer rows.",
 }
@@ -83,7 +85,7 @@ def _http_reason(error: HTTPException, request: Request) -> str:
     if error.status_code == 404:
         return (
             f"no route {request.url.path}. There are /json, /proto, /models, /models/NAME/predict, "
-            "/params/NAME, /upload, /delete, /status."
+            "/params/NAME, /upload, /delete, /deployments, /status, /health."
         )
     if error.status_code == 405:
         return f"{request.url.path} does not take {request.method}."

@@ -31,6 +31,7 @@ from mlaas_ray.inference.environment import (
     reach_cluster,
     refuse_taken_port,
     service_folder,
+    start_guard,
 )
 from mlaas_ray.inference.settings import ServiceSettings
 
@@ -113,8 +114,10 @@ def serve_until_stopped(settings: ServiceSettings, ready: Callable[[Service], ob
         reach_cluster(settings.address)
     folder = service_folder()
     os.environ.update(environment(settings, folder))
+    guard = None
     if settings.address is None:
         _adopt_orphans()
+        guard = start_guard(folder)
     try:
         _catch_signals()
         _start(settings)
@@ -127,6 +130,9 @@ def serve_until_stopped(settings: ServiceSettings, ready: Callable[[Service], ob
     finally:
         _ignore_signals()
         _stop(settings, folder)
+        if guard is not None and guard.stdin is not None:
+            guard.stdin.close()
+            guard.wait()
 
 
 def _start(settings: ServiceSettings) -> None:
@@ -204,7 +210,6 @@ def _look_at_path(settings: ServiceSettings) -> None:
         finally:
             connection.close()
         if path == "coalesced":
-            logging.getLogger("ray.serve").info("rows are gathered before Serve sees a request")
             return
         if time.monotonic() > deadline:
             logging.getLogger("ray.serve").warning(

@@ -80,7 +80,8 @@ class ServiceSettings(BaseModel):
         requests_per_gateway: Requests a gateway should have at a time, likewise.
         queue_rows: Most rows that wait for a model; further ones are refused with 503.
         linger_ms: Longest wait of a row for company while others are being predicted, milliseconds.
-        memory_mb: What the models of a replica may take, MiB; the one not used for longest makes room.
+        memory_mb: What the models of each process may take, MiB; the one not used for longest makes room.
+        cpus: CPUs that Ray reserves for each process: where they do not fit, it asks for a node.
         preload: Load the models before the service is ready, as many as fit.
         threads: Threads a model may use for one prediction.
         request_bytes: Largest body of a prediction.
@@ -107,6 +108,7 @@ class ServiceSettings(BaseModel):
     queue_rows: int = Field(default=20_000, ge=1)
     linger_ms: float = Field(default=1.0, ge=0)
     memory_mb: int = Field(default_factory=default_memory_mb, ge=1)
+    cpus: float = Field(default=0.1, ge=0)
     preload: bool = True
     threads: int = Field(default=1, ge=1)
     request_bytes: int = Field(default=64 * MEBIBYTE, ge=1024)

@@ -177,7 +177,7 @@ def write_each(answers: npt.NDArray[Any], labels: Sequence[str]) -> list[bytes]:
     messages[:] = template
     messages[:, places] = flat.view(np.uint8)
     data, size = messages.tobytes(), len(template)
-    return [data[start : start + size] for start in range(0, len(data), size)]
+    return [data[number * size : (number + 1) * size] for number in range(len(flat))]
 
 
 @lru_cache(256)

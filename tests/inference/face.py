@@ -44,7 +44,7 @@ class Answering:
         return {}
 
     async def state(self) -> dict[str, Any]:
-        return {"loaded": []}
+        return {"loaded": [], "ready": True}
 
     @property
     def deployments(self) -> Any:

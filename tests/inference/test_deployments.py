@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from mlaas_ray.core.errors import InvalidNameError, JobError, ModelMissingError, RepositoryError
-from mlaas_ray.inference.deployments import Wish, Wishes
-from mlaas_ray.inference.settings import Scale
+from mlaas_ray.inference import deployments as module
+from mlaas_ray.inference.deployments import Deployments, Wish, Wishes
+from mlaas_ray.inference.predictor import Predictor
+from mlaas_ray.inference.settings import Scale, ServiceSettings
 from mlaas_ray.repository import Repository
 
 
@@ -103,3 +106,113 @@ def test_a_wish_that_is_none_is_refused_by_the_field(content, where):
 def test_a_wish_is_listed_so_that_it_can_be_sent_again():
     wish = Wish.read(b'{"replicas": "0:2"}')
     assert Wish.read(json.dumps(wish.model_dump(mode="json")).encode()) == wish
+
+
+class Applications:
+    """Serve's applications, without Serve: what would take a cluster and seconds."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.running: dict[str, Wish] = {}
+        self.replicas = 1
+        self.error: JobError | None = None
+        monkeypatch.setattr(module, "start", self.start)
+        monkeypatch.setattr(module, "stop", lambda name: self.running.pop(name, None))
+        monkeypatch.setattr(Deployments, "_find", self.find)
+
+    def start(self, _settings, wishes):
+        self.running |= wishes
+        if self.error:
+            raise self.error
+
+    async def find(self, name):
+        return self if name in self.running else None
+
+    async def loaded(self):
+        if self.replicas is None:
+            raise TimeoutError
+        return [{"models": []}] * self.replicas
+
+
+class Gateway:
+    """Deployments, and what they tell."""
+
+    def __init__(self, repository) -> None:
+        self.forgotten: list[str] = []
+        settings = ServiceSettings(repository=repository.root)
+        self.predictor = Predictor(settings, shared=None, here=None)
+        self.deployments = Deployments(repository, settings, self.predictor, self.forgotten.append)
+
+    @property
+    def own(self):
+        return set(self.predictor._holders)
+
+
+@pytest.fixture
+def applications(monkeypatch):
+    return Applications(monkeypatch)
+
+
+def test_a_model_is_answered_from_its_own_replicas_until_they_are_withdrawn(repository, applications):
+    async def main():
+        gateway, another = Gateway(repository), Gateway(repository)
+        await gateway.deployments.look()
+        assert (gateway.own, gateway.forgotten) == (set(), [])
+        wish = Wish(cpus=2)
+        await gateway.deployments.deploy("toy", wish)
+        assert (gateway.own, gateway.forgotten) == ({"toy"}, ["toy"])
+        assert applications.running == {"toy": wish}
+        assert await gateway.deployments.listed() == [
+            {"model": "toy", "wanted": wish.model_dump(mode="json"), "replicas": 1}
+        ]
+        for _ in range(2):  # the second look says nothing new
+            await another.deployments.look()
+            assert (another.own, another.forgotten) == ({"toy"}, ["toy"])
+        await gateway.deployments.deploy("toy", Wish(cpus=3))
+        assert applications.running["toy"].cpus == 3
+        assert gateway.forgotten == ["toy"]
+        await gateway.deployments.withdraw("toy")
+        await another.deployments.look()
+        for one in (gateway, another):
+            assert (one.own, one.forgotten) == (set(), ["toy", "toy"])
+        assert applications.running == {}
+        with pytest.raises(ModelMissingError, match="no replicas of its own"):
+            await gateway.deployments.withdraw("toy")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("replicas", [0, None])
+def test_replicas_that_cannot_answer_yet_are_not_asked(repository, applications, replicas):
+    async def main():
+        gateway = Gateway(repository)
+        applications.replicas = replicas
+        await gateway.deployments.deploy("toy", Wish())
+        # one that is to begin with none has none to wait for
+        await gateway.deployments.deploy("other", Wish(replicas=Scale(fewest=0, most=2)))
+        assert (gateway.own, gateway.forgotten) == ({"other"}, ["other"])
+        assert [one["replicas"] for one in await gateway.deployments.listed()] == [0, 0]
+        applications.replicas = 2
+        await gateway.deployments.look()
+        assert (gateway.own, gateway.forgotten) == ({"other", "toy"}, ["other", "toy"])
+
+    asyncio.run(main())
+
+
+def test_what_does_not_start_is_no_wish_unless_there_was_one(repository, applications):
+    async def main():
+        gateway = Gateway(repository)
+        applications.error = JobError("they do not start", "")
+        with pytest.raises(JobError):
+            await gateway.deployments.deploy("toy", Wish())
+        assert (Wishes(repository).all(), applications.running, gateway.own) == ({}, {}, set())
+        applications.error = None
+        await gateway.deployments.deploy("toy", Wish())
+        applications.error = JobError("they do not start", "")
+        with pytest.raises(JobError):
+            await gateway.deployments.deploy("toy", Wish(cpus=9))
+        assert gateway.own == {"toy"}
+        assert Wishes(repository).all().keys() == {"toy"}
+        with pytest.raises(ModelMissingError):
+            await gateway.deployments.deploy("none", Wish())
+
+    asyncio.run(main())

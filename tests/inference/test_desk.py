@@ -11,19 +11,22 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from mlaas_ray.core.errors import ModelError
+from mlaas_ray.core.errors import EventError, ModelError
+from mlaas_ray.inference.busy import BusyError
 from mlaas_ray.inference.catalog import Catalog
 from mlaas_ray.inference.desk import Desk
+from mlaas_ray.inference.events import Query
 from mlaas_ray.inference.examination import Candidate, Examination
 from mlaas_ray.inference.formats import JSON, PROTOBUF
 from mlaas_ray.inference.onnx_runtime import OnnxRuntime
 from mlaas_ray.inference.pool import ModelPool
 from mlaas_ray.inference.predictor import BULK_ROWS, OwnModels, Predictor
+from mlaas_ray.inference.replies import json_reply
 from mlaas_ray.inference.routes import Routes
 from mlaas_ray.inference.settings import ServiceSettings
 from mlaas_ray.inference.shipment import Outcome
 from mlaas_ray.inference.status import Status
-from mlaas_ray.inference.wire import DataFrame, Predictions, Row
+from mlaas_ray.inference.wire import DataFrame, Predictions, Row, read_message
 from mlaas_ray.repository import Repository
 from tests.serving import SPEC, WIDTH, expected
 
@@ -71,6 +74,7 @@ class Connection:
 
     answers: list[tuple[bytes, bytes]] = field(default_factory=list)
     came: asyncio.Event = field(default_factory=asyncio.Event)
+    request_id: bytes = b"number-7"
 
     def answer(self, head, body):
         self.answers.append((head, body))
@@ -98,9 +102,10 @@ class Office:
     def take(self, content, path: bytes = b"/json") -> Connection | None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         connection = Connection()
-        counter = self.desk.counter(path)
-        assert counter is not None
-        if counter(body, connection):
+        language = self.desk.language(path)
+        assert language is not None
+        if self.desk.take(body, language, connection):
+            assert connection.answers == []
             return connection
         assert connection.answers == []
         return None
@@ -186,7 +191,6 @@ def test_values_come_in_any_order_and_some_may_be_missing(repository):
         sent(VALUES, keys=["MET_pt"]),
         sent([1.0], keys=["MET"]),
         sent([1.0, 2.0], keys=["run", "run"]),
-        sent([1e300, 2, 3, 4, 5]),
         sent(["1", 2, 3, 4, 5]),
         sent([VALUES, VALUES]),
         sent(VALUES) | {"model": "toy:2"},
@@ -218,7 +222,6 @@ def test_what_the_desk_does_not_understand_it_leaves(repository, content):
         b"\x00",
         message(VALUES[:3]),
         message(VALUES, model="none"),
-        message([np.inf, 2, 3, 4, 5]),
         DataFrame(row=[Row(value=VALUES, model="toy")] * 2).SerializeToString(),
         message(VALUES)[:-3],
     ],
@@ -237,7 +240,7 @@ def test_a_message_the_desk_does_not_understand_it_leaves(repository, content):
     "path", [b"/models", b"/json/", b"/", b"", b"/json?x=1", b"/models/toy/predict", b"/status"]
 )
 def test_no_other_path_is_the_desks(repository, path):
-    assert Office(repository).desk.counter(path) is None
+    assert Office(repository).desk.language(path) is None
 
 
 def test_rows_of_many_connections_go_together_and_each_gets_its_own_answer(repository):
@@ -267,12 +270,13 @@ def test_rows_of_many_connections_go_together_and_each_gets_its_own_answer(repos
 
 def test_too_many_rows_are_refused_as_busy(repository):
     async def main():
-        office = Office(repository, queue_rows=3)
+        office = Office(repository, queue_rows=3, linger_ms=10_000)
         await office.routes.find("toy")
         office.held.open.clear()
         asked = [office.take(sent(VALUES))]
         await asyncio.sleep(0.01)
         asked += [office.take(sent(VALUES)) for _ in range(3)]
+        await asyncio.sleep(0.01)
         status, headers, body = await office.ask(sent(VALUES))
         assert (status, headers["retry-after"], headers["content-type"]) == (503, "1", "application/json")
         assert "3 rows are waiting already" in json.loads(body)["error"]
@@ -305,6 +309,8 @@ def test_what_goes_wrong_is_said_as_the_application_says_it(repository, error, s
         assert found == status
         assert json.loads(body)["error"].startswith(said)
         assert "secret" not in body.decode()
+        # the number that the client has, too
+        assert (b"number-7" in body) == (status == 500)
         assert headers["content-type"] == "application/json"
         assert "content-length" not in headers
         assert office.status.load.ongoing == 0
@@ -320,10 +326,13 @@ def test_answers_that_cannot_be_written_are_refused_and_leave_nobody_waiting(rep
         await office.routes.find("toy")
         office.held.instead = np.array([["signal"]])
         assert (await office.ask(sent(VALUES)))[0] == 500
-        (repository.root / "toy" / "1" / "labels.json").write_text("{")
+        # fewer answers than rows
+        for rows in (0, 1):
+            office.held.instead = np.zeros((rows, 2), np.float32)
+            asked = [office.take(sent(VALUES)) for _ in range(2)]
+            assert [(await connection.reply())[0] for connection in asked] == [500] * 2
         office.held.instead = None
-        status, _, body = await office.ask(message(VALUES), b"/proto")
-        assert (status, "labels.json is damaged" in body.decode()) == (400, True)
+        assert (await office.ask(sent(VALUES)))[0] == 200
         assert office.status.load.ongoing == 0
 
     asyncio.run(main())
@@ -378,6 +387,189 @@ def test_thousands_of_rows_go_a_way_of_their_own_and_make_no_model_a_slow_one(re
         # that one row took as long
         await office.ask(sent(VALUES))
         assert office.held.calls[-1] == (["toy"], True)
+
+    asyncio.run(main())
+
+
+LARGE = [1e300, 2.0, 3.0, 4.0, 5.0]
+
+
+def said_in_general(content, path):
+    """What the application says is wrong with a body."""
+    with pytest.raises(EventError) as caught:
+        (Query.parse if path == b"/json" else read_message)(content).rows(SPEC, WIDTH)
+    return json_reply({"error": str(caught.value)}).body
+
+
+@pytest.mark.parametrize(
+    ("path", "bad"),
+    [
+        (b"/json", json.dumps(sent(LARGE)).encode()),
+        (b"/json", json.dumps(sent([2, -1e39], keys=["run", "MET_pt"])).encode()),
+        (b"/proto", message([np.inf, 2, 3, 4, 5])),
+        (b"/proto", message([1, -np.inf], ["MET_pt", "run"])),
+    ],
+)
+def test_a_value_too_large_is_refused_as_the_application_refuses_it_and_sends_nothing(repository, path, bad):
+    async def main():
+        office = Office(repository)
+        await office.routes.find("toy")
+        for _ in range(2):
+            asked = [office.take(bad, path) for _ in range(3)]
+            for connection in asked:
+                status, headers, body = await connection.reply()
+                assert (status, headers) == (400, {"content-type": "application/json"})
+                assert body == said_in_general(bad, path)
+        assert office.held.calls == []
+        assert (office.predictor.batcher.waiting, office.status.load.ongoing) == (0, 0)
+        assert (office.status.requests["POST"], office.status.errors, office.status.models) == (6, 0, {})
+
+    asyncio.run(main())
+
+
+def mixed(count):
+    """Requests of several models, orders of keys and languages: path, body and row; some with no answer."""
+    chance = np.random.default_rng(7)
+    rows = chance.normal(size=(count, WIDTH)).astype(np.float32)
+    orders = [None, list(SPEC.columns), list(SPEC.columns[::-1]), ["Jet_pt_1", "run"]]
+    for number, row in enumerate(rows):
+        model, keys = ("toy", "other", "toy:1")[number % 3], orders[number % 4]
+        path = (b"/json", b"/proto")[number // 12 % 2]
+        good = number % 5 > 0
+        kept = list(SPEC.columns) if keys is None else keys
+        if not good:
+            row[SPEC.columns.index(kept[number % len(kept)])] = np.inf
+        else:
+            row[[SPEC.columns.index(name) not in map(SPEC.columns.index, kept) for name in SPEC.columns]] = (
+                np.nan
+            )
+        values = [float(row[SPEC.columns.index(name)]) for name in kept]
+        if path == b"/proto":
+            body = message(values, keys or (), model)
+        else:
+            values = [1e300 if np.isinf(value) else value for value in values]
+            body = json.dumps(sent(values, **({"keys": keys} if keys else {})) | {"model": model}).encode()
+        yield path, body, row if good else None
+
+
+def test_many_kinds_of_rows_in_one_turn_each_get_their_own_answer_or_refusal(repository):
+    async def main():
+        office = Office(repository)
+        for model in ("toy", "other", "toy:1"):
+            await office.routes.find(model)
+        for count in (240, 241):
+            requests = list(mixed(count))
+            before = office.status.requests["POST"]
+            asked = [office.take(body, path) for path, body, _ in requests]
+            assert all(asked)
+            for (path, body, row), connection in zip(requests, asked, strict=True):
+                status, headers, reply = await connection.reply()
+                if row is None:
+                    assert (status, reply) == (400, said_in_general(body, path))
+                    continue
+                model = "other" if b"other" in body else "toy"
+                assert (status, headers["x-model"]) == (200, f"{model}:1")
+                found = json.loads(reply) if path == b"/json" else [
+                    one.probability for one in Predictions.FromString(reply).prediction
+                ]  # fmt: skip
+                assert found == pytest.approx(expected(row[None])[0], rel=1e-4, abs=1e-6)
+            assert office.status.load.ongoing == 0
+            assert office.status.requests["POST"] - before == count
+            assert not office.desk._blocks
+        good = sum(row is not None for count in (240, 241) for *_, row in mixed(count))
+        assert sum(times.requests for times in office.status.models.values()) == good
+        assert sum(times.rows for times in office.status.models.values()) == good
+        assert office.status.errors == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(BusyError("full", ""), 503), (RuntimeError("secret"), 500), (KeyError("x"), 500)]
+)
+def test_what_is_not_even_sent_off_is_answered_to_all(repository, monkeypatch, error, status):
+    async def main():
+        office = Office(repository)
+        await office.routes.find("toy")
+
+        def refuse(*_args):
+            raise error
+
+        monkeypatch.setattr(office.predictor, "add", refuse)
+        asked = [office.take(sent(VALUES)) for _ in range(3)] + [office.take(message(VALUES), b"/proto")]
+        bad = office.take(sent(LARGE))
+        assert [(await connection.reply())[0] for connection in asked] == [status] * 4
+        assert (await bad.reply())[0] == 400
+        assert office.status.load.ongoing == 0
+        assert office.status.requests["POST"] == 5
+        assert office.status.errors == 4
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 3), (6, 0), (6, 2, 2), (6, 2, 0), (6, 1, 1, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_answers_of_any_shape_are_written_as_if_each_came_alone(repository, shape, dtype):
+    answers = (np.random.default_rng(3).normal(size=shape) * 100).astype(dtype)
+    if answers.size and dtype != "int64":
+        answers.flat[0], answers.flat[-1] = np.nan, -np.inf
+
+    async def main():
+        office = Office(repository)
+        await office.routes.find("toy")
+        for given in (answers, np.asfortranarray(answers)):
+            office.held.instead = given
+            for path, written, body in ((b"/json", JSON, json.dumps(sent(VALUES)).encode()),
+                                        (b"/proto", PROTOBUF, message(VALUES))):  # fmt: skip
+                asked = [office.take(body, path) for _ in range(6)]
+                for number, connection in enumerate(asked):
+                    status, _, reply = await connection.reply()
+                    one = answers[number : number + 1]
+                    assert (status, reply) == (200, written.write(one, LABELS, False))
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_asks_again_as_it_is_answered_is_of_the_next_block(repository):
+    async def main():
+        office = Office(repository)
+        await office.routes.find("toy")
+        again = []
+
+        class Eager(Connection):
+            def answer(self, head, body):
+                again.append(office.take(sent(VALUES)))
+                super().answer(head, body)
+
+        language = office.desk.language(b"/json")
+        eager = [Eager() for _ in range(3)]
+        for connection in eager:
+            assert office.desk.take(json.dumps(sent(VALUES)).encode(), language, connection)
+        for connection in eager:
+            assert (await connection.reply())[0] == 200
+        assert [(await connection.reply())[0] for connection in again] == [200] * 3
+        assert office.status.load.ongoing == 0
+
+    asyncio.run(main())
+
+
+def test_one_connections_trouble_is_not_the_others(repository, caplog):
+    class Broken(Connection):
+        def answer(self, head, body):
+            raise OSError("gone")
+
+    async def main():
+        office = Office(repository)
+        await office.routes.find("toy")
+        language = office.desk.language(b"/json")
+        for values in (VALUES, LARGE):
+            body = json.dumps(sent(values)).encode()
+            assert office.desk.take(body, language, Broken())
+            others = [office.take(body) for _ in range(2)]
+            status = 200 if values is VALUES else 400
+            assert [(await connection.reply())[0] for connection in others] == [status] * 2
+        assert office.status.load.ongoing == 0
+        assert caplog.text.count("could not be handed over") == 2
 
     asyncio.run(main())
 

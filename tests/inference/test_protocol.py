@@ -39,21 +39,24 @@ def echoed(method: str, path: str, body: bytes) -> bytes:
 class EchoDesk:
     """Takes ``POST /json``, and answers as the application does, when and how the body says.
 
-    A body that begins with ``else`` it leaves; ``soon`` and ``late`` it answers later, ``hold`` when told
-    to, ``big`` with 20,000 bytes, and any other at once.
+    A body that begins with ``else`` it leaves; ``late`` it answers after 10 ms, ``hold`` when told
+    to, ``big`` with 20,000 bytes, and any other in the next turn of the event loop.
     """
 
     connections: int = 0
     taken: int = 0
+    active: int = 0
+    period: int = 0
     held: list[Any] = field(default_factory=list)
 
-    def counter(self, path):
-        return self.take if path == b"/json" else None
+    def language(self, path):
+        return "echo" if path == b"/json" else None
 
     def next_id(self):
         return b"echo-%d" % self.taken
 
-    def take(self, body, connection):
+    def take(self, body, language, connection):
+        assert language == "echo"
         if body.startswith(b"else"):
             return False
         self.taken += 1
@@ -66,12 +69,10 @@ class EchoDesk:
         loop = connection.loop
         if body.startswith(b"hold"):
             self.held.append(lambda: loop.call_soon_threadsafe(answer))
-        elif body.startswith(b"soon"):
-            loop.call_soon(answer)
         elif body.startswith(b"late"):
             loop.call_later(0.01, answer)
         else:
-            answer()
+            loop.call_soon(answer)
         return True
 
     def release(self):
@@ -527,6 +528,86 @@ def test_a_body_that_drips_is_waited_for_no_longer_than_one_that_stalls(served, 
     with served.connect() as client:
         client.send(request[:-6], request[-6:-4], request[-4:-2], request[-2:], pause=0.15)
         assert client.reply().way == way
+
+
+# What is remembered of heads
+
+
+@pytest.fixture
+def heads(monkeypatch):
+    """No heads that are remembered, and few that may be."""
+    heads = {}
+    monkeypatch.setattr(protocol, "_heads", heads)
+    monkeypatch.setattr(protocol, "KNOWN_HEADS", 5)
+    return heads
+
+
+def test_a_head_is_read_once(served, heads, monkeypatch):
+    read = []
+    monkeypatch.setattr(protocol, "_read_head", lambda head, plain=protocol._read_head: (
+        read.append(head) or plain(head)
+    ))  # fmt: skip
+    with served.connect() as client:
+        for number in range(20):
+            client.send(usual(b"now %d" % (number % 10)))
+            assert said(client.reply())[2] == b"now %d" % (number % 10)
+    assert len(read) == len(heads) == 1
+
+
+def test_few_heads_are_remembered_and_only_short_ones_of_usual_requests(served, heads):
+    with served.connect() as client:
+        for number in range(40):
+            client.send(usual(b"now", b"X: %d" % number))
+            assert client.reply().way == "desk"
+            assert len(heads) <= 5
+        heads.clear()
+        client.send(usual(b"now", b"X: " + b"x" * protocol.LONGEST_HEAD))
+        assert client.reply().way == "desk"
+        for number in range(3):
+            client.send(general(b"/models?x=%d" % number, method=b"GET"))
+            assert client.reply("GET").way == "application"
+    assert not heads
+
+
+@pytest.mark.parametrize("name", [b"X-Request-ID", b"x-request-id"])
+@pytest.mark.parametrize("number", [b"mine", b"two words", b"x" * 129, b""])
+def test_a_head_with_an_id_is_not_remembered(served, heads, name, number):
+    with served.connect() as client:
+        client.send(usual(b"now", name + b": " + number))
+        reply = client.reply()
+        assert reply.way == "desk"
+        assert (reply.headers["x-request-id"] == "mine") == (number == b"mine")
+        client.send(general(b"/models", b"", name + b": " + number, method=b"GET"))
+        assert client.reply("GET").status == 200
+    assert not heads
+
+
+def test_a_head_that_differs_in_one_byte_is_read_anew(both):
+    served, plain = both
+    whole = usual(b"now and then", b"X: 1")
+    with served.connect() as client:
+        client.send(whole)
+        assert client.reply().way == "desk"
+    end = whole.index(b"\r\n\r\n") + 4
+    assert whole[:end] in protocol._heads
+    for head in (
+        whole[:end].replace(b"/json", b"/jsom"),
+        whole[:end].replace(b"POST", b"PUTT"),
+        whole[:end].replace(b"HTTP/1.1", b"HTTP/1.0"),
+        whole[:end].replace(b"X: 1", b"X\x00 1"),
+        whole[:end].replace(b"X: 1", b"X: \n"),
+        whole[:end].replace(b"Length: 12", b"Length: x2"),
+    ):
+        answers = []
+        for serving_ in (plain, served):
+            with serving_.connect() as client:
+                client.send(head + whole[end:])
+                reply = client.reply()
+                answers.append((reply.status, reply.body))
+        assert answers[0] == answers[1], head
+    with served.connect() as client:
+        client.send(whole[:end].replace(b"Length: 12", b"Length: 11") + whole[end:-1])
+        assert said(client.reply())[2] == b"now and the"
 
 
 # The end of connections

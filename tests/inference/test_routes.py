@@ -425,3 +425,22 @@ def test_settling_waits_until_the_newest_version_answers(routes, repository, onn
         assert answering(await routes.find("toy")) == "toy:2"
 
     asyncio.run(main())
+
+
+def test_what_is_forgotten_is_brought_into_memory_again(routes, repository, onnx_package, prepared):
+    repository.publish(onnx_package, "other")
+    settled(repository)
+
+    async def main():
+        for name in ("toy", "toy:1", "other"):
+            await routes.find(name)
+        assert prepared.versions == ["toy:1", "other:1"]
+        routes.forget("toy")
+        assert routes.glance("toy") is routes.glance("toy:1") is None
+        assert routes.glance("other") is not None
+        for name in ("toy", "toy:1", "other"):
+            await routes.find(name)
+        assert prepared.versions == ["toy:1", "other:1", "toy:1"]
+        assert routes.glance("toy") is not None
+
+    asyncio.run(main())

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import grpc
 import httpx
 import psutil
 import pytest
 
 from mlaas_ray.core.errors import ServiceError
-from mlaas_ray.inference import ServiceSettings, running_service
+from mlaas_ray.inference import Service, ServiceSettings, running_service
 from mlaas_ray.repository import Repository
 from tests.serving import EXAMINED, free_port, start_serving
 
@@ -125,6 +126,54 @@ def test_a_service_ends_with_who_started_it(repository, tmp_path):
     with contextlib.suppress(psutil.NoSuchProcess):
         assert not psutil.wait_procs(family(pid), timeout=60)[1]
     assert not psutil.pid_exists(pid)
+
+
+def test_a_service_that_is_killed_leaves_no_process_no_port_and_no_folder(repository):
+    port = free_port()
+    process, ready = start_serving(repository.root, port)
+    processes, ports = settled(Service(ready["url"], ready["pid"]))
+    folders = haproxy_folders(processes)
+    assert port in ports
+    assert len(folders) == 1
+    process.kill()
+    process.wait(60)
+    process.stdout.close()
+    assert not psutil.wait_procs(processes, timeout=20)[1]
+    assert not still_listening(ports)
+    deadline = time.monotonic() + 10
+    while any(folder.exists() for folder in folders):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_only_the_services_own_port_is_open_to_other_machines(repository, monkeypatch):
+    """And what Ray opens on every interface wants this service's token."""
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    port = free_port()
+    with running_service(ServiceSettings(repository=repository.root, host="0.0.0.0", port=port)) as service:
+        processes, _ = settled(service)
+        places = {
+            (one.laddr.ip, one.laddr.port)
+            for process in processes
+            if "haproxy" in process.name()
+            for one in process.net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN
+        }
+        assert ("0.0.0.0", port) in places
+        assert {ip for ip, number in places if number != port} == {"127.0.0.1"}
+        assert len(places) == 3
+        replica = next(one for one in processes if "ModelReplica" in " ".join(one.cmdline()))
+        codes = set()
+        for one in replica.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN:
+                with grpc.insecure_channel(f"127.0.0.1:{one.laddr.port}") as channel:
+                    call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+                    with pytest.raises(grpc.RpcError) as caught:
+                        call(b"", timeout=10)
+                    codes.add(caught.value.code())
+        # Ray's own port does not know the method
+        assert codes == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
+        assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
 
 
 def test_a_service_that_is_kept_runs_on_until_it_is_told(repository):

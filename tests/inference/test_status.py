@@ -72,6 +72,22 @@ def test_predictions_are_counted_by_model():
     }
 
 
+def test_requests_that_took_as_long_are_counted_together():
+    together, apart = Status(), Status()
+    for seconds, requests in ((0.002, 3), (0.05, 200), (1e-6, 1)):
+        together.count("POST", 200, requests)
+        together.predicted("higgs", requests, seconds, requests=requests)
+        for _ in range(requests):
+            apart.count("POST", 200)
+            apart.predicted("higgs", 1, seconds)
+    together.count("POST", 503, 4)
+    for _ in range(4):
+        apart.count("POST", 503)
+    assert together.requests == apart.requests == {"GET": 0, "POST": 208, "DELETE": 0}
+    assert together.errors == apart.errors == 4
+    assert together.models["higgs"].report() == apart.models["higgs"].report()
+
+
 def test_the_report_has_the_keys_of_tfaas_and_the_models():
     async def main():
         status = Status()

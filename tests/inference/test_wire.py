@@ -208,3 +208,16 @@ def test_answers_carry_the_names_of_the_classes(outputs, labels, named):
     for answer, predictions in zip(answers, many.predictions, strict=True):
         assert [entry.label for entry in predictions.prediction] == named
         assert [entry.probability for entry in predictions.prediction] == answer.tolist()
+
+
+@pytest.mark.parametrize("labels", [[], ["a", "b"], ["a", "µ" * 100, "c"], ["x"]])
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 2), (5, 3), (5, 0), (5, 1, 3), (1, 300)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_answers_written_at_once_are_those_written_one_by_one(shape, labels, dtype):
+    answers = (np.random.default_rng(4).normal(size=shape) * 9).astype(dtype)
+    for given in (answers, np.asfortranarray(answers)):
+        one_by_one = [
+            wire.write_predictions(given[number : number + 1], labels, many=False)
+            for number in range(len(given))
+        ]
+        assert wire.write_each(given, labels) == one_by_one
