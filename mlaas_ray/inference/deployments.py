@@ -151,6 +151,8 @@ class Deployments:
             if before is None:
                 await asyncio.to_thread(self._wishes.drop, name)
                 await asyncio.to_thread(stop, name)
+            else:
+                await asyncio.to_thread(self._wishes.keep, name, before)
             raise
         await self.look()
 

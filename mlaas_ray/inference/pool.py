@@ -36,7 +36,7 @@ logger = logging.getLogger("ray.serve")
 PART_ROWS = 4096
 PATIENT_THREADS = 8
 # Those who are waited for by many at a time come first where threads compete for a CPU.
-PATIENT_NICENESS = 5
+PATIENT_NICENESS = 10
 
 
 @dataclass

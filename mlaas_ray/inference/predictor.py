@@ -238,9 +238,13 @@ class Predictor:
 
     async def loaded(self) -> dict[str, list[dict[str, Any]]]:
         """Return what each process holds, by the model that it is for; those for any model under ''."""
-        found = {}
-        for name, holder in self._holders.items():
-            found[name] = await holder.loaded()
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name, holder in list(self._holders.items()):
+            try:
+                found[name] = await holder.loaded()
+            except Exception as error:  # one that does not answer says nothing of the others
+                logger.warning("the replicas %sdo not answer: %s", f"of {name} " if name else "", error)
+                found[name] = []
             self._count(name, max(1, len(found[name])))
         return found
 

@@ -72,6 +72,8 @@ class Routes:
         self._routes: dict[str, _Route] = {}
         self._preparing: dict[ModelKey, asyncio.Task[None]] = {}
         self._prepared: set[ModelKey] = set()
+        # How often a model was forgotten: what was prepared before is not where it will be asked.
+        self._forgotten: dict[str, int] = {}
         self._failed: dict[ModelVersion, tuple[float, MlaasError]] = {}
 
     def glance(self, text: str) -> Entry | None:
@@ -109,6 +111,7 @@ class Routes:
 
     def forget(self, name: str) -> None:
         """Take nothing for granted that was known of a model: it is to live elsewhere."""
+        self._forgotten[name] = self._forgotten.get(name, 0) + 1
         self._prepared = {key for key in self._prepared if key.name != name}
         for route in self._routes.values():
             if route.entry.key.name == name:
@@ -147,7 +150,8 @@ class Routes:
                         self._routes[text] = _Route(current, folders, None, coming)
                         coming.add_done_callback(lambda _: self._came(text))
                         return current
-                    self._routes[text] = route = _Route(entry, folders, seen)
+                    known = seen if entry.key in self._prepared else None
+                    self._routes[text] = route = _Route(entry, folders, known)
                     if first is not None:  # a better one is tried again
                         asyncio.get_running_loop().call_later(RETRY_S, _doubt, route)
                     return entry
@@ -211,12 +215,14 @@ class Routes:
         return None
 
     async def _load(self, entry: Entry) -> None:
+        forgotten = self._forgotten.get(entry.key.name)
         try:
             await self._prepare(entry)
         except (ModelError, PackageError) as failure:  # also when nobody waits for it any more
             self._failed[entry.version] = (time.monotonic(), failure)
             raise
-        self._prepared.add(entry.key)
+        if self._forgotten.get(entry.key.name) == forgotten:
+            self._prepared.add(entry.key)
 
     def _came(self, text: str) -> None:
         """Look again at the next request: the version that was to come has come, or failed."""
