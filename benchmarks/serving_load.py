@@ -100,7 +100,7 @@ def many_rows(folder: Path, package: Path, options: argparse.Namespace, protocol
         largest = float(np.abs(read_answers(reply.content, protocol) - model.answers(rows)[:, 0]).max())
         if not largest <= serving.TOLERANCE:
             raise load.LoadError(f"{protocol}: the service answers {largest:g} beside the model")
-        callers = min(options.callers, 16)
+        callers = min(options.callers, 8)
         load.ask(url + path, body, process, callers=callers, seconds=1, content_type=TYPES[protocol])
         runs = []
         for _ in range(options.rounds):

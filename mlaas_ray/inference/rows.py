@@ -124,17 +124,19 @@ def read_row(body: bytes) -> SingleRow | None:
     Returns:
         None for anything else, right or wrong.
     """
-    start = body.find(b"[", body.find(_VALUES))
-    end = body.find(b"]", start) + 1
-    frame = (body[:start], body[end:])
-    known = _frames.get(frame)
     try:
+        if len(body) > LONGEST_FRAME:
+            return _SINGLE.decode(body)
+        start = body.find(b"[", body.find(_VALUES))
+        end = body.find(b"]", start) + 1
+        frame = (body[:start], body[end:])
+        known = _frames.get(frame)
         if known is not None:
             return SingleRow(_LIST.decode(body[start:end]), known.model, known.keys)
         row = _SINGLE.decode(body)
     except (ValueError, RecursionError):
         return None
-    if len(body) <= LONGEST_FRAME and _framed(frame, body[start:end], row):
+    if _framed(frame, body[start:end], row):
         if len(_frames) >= KNOWN_FRAMES:
             _frames.clear()
         _frames[frame] = row
