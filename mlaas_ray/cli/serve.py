@@ -45,6 +45,13 @@ def serve(
         ),
     ] = True,
     threads: Annotated[int, typer.Option(min=1, help="Threads a model may use for a prediction.")] = 1,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Memory for the models of a process, MiB; default: a quarter of the machine's."
+        ),
+    ] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs that Ray reserves for each process.")] = 0.1,
     max_request: Annotated[int, typer.Option(min=1, help="Largest body of a prediction, MiB.")] = 64,
     max_upload: Annotated[
         int, typer.Option(min=1, help="Largest upload, MiB; unpacked it may have four times that.")
@@ -79,11 +86,13 @@ def serve(
             "predict_in": predict_in,
             "coalesce": coalesce,
             "threads": threads,
+            "cpus": cpus,
             "request_bytes": max_request << 20,
             "upload_bytes": max_upload << 20,
             "unpacked_bytes": 4 * max_upload << 20,
             "address": address or os.environ.get("RAY_ADDRESS") or None,
         }
+        | ({} if memory is None else {"memory_mb": memory})
     )
     if not json_line:
         err.print(f"starting a service for the models in {settings.repository} …", highlight=False)

@@ -26,7 +26,7 @@ from starlette.requests import Request
 from mlaas_ray.inference.batcher import Answer
 from mlaas_ray.inference.catalog import Entry
 from mlaas_ray.inference.events import Query
-from mlaas_ray.inference.predictor import Predictor
+from mlaas_ray.inference.predictor import BULK_ROWS, Predictor
 from mlaas_ray.inference.replies import error_reply
 from mlaas_ray.inference.routes import Routes
 from mlaas_ray.inference.rows import ArrayRow, Keys, SingleRow, fits, place, read_row
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 
 Row = SingleRow | ArrayRow
+
+# No block is so large that it would be held to be one caller's bulk.
+BLOCK_ROWS = BULK_ROWS // 2
 
 _JSON = orjson.OPT_SERIALIZE_NUMPY
 
@@ -101,6 +104,7 @@ class Desk:
             for path in (language.path, f"/predict{language.path}")
         }
         self._blocks: dict[tuple[Any, ...], _Block] = {}
+        self._full: list[_Block] = []
         # Within a turn, a name stands for the same version.
         self._entries: dict[str, Entry] = {}
         self.connections = 0
@@ -138,19 +142,22 @@ class Desk:
         alike = (entry.key, id(keys), language.path)
         block = self._blocks.get(alike)
         if block is None:
-            if not self._blocks:
+            if not self._blocks and not self._full:
                 asyncio.get_running_loop().call_soon(self._send)
             block = self._blocks[alike] = _Block(entry, keys, language, time.perf_counter())
             self._entries[row.model] = entry
         block.rows.append(row)
         block.asked.append((connection, body))
+        if len(block.rows) == BLOCK_ROWS:
+            self._full.append(self._blocks.pop(alike))
         self.taken += 1
         return True
 
     def _send(self) -> None:
         """Send off what came in this turn."""
-        blocks, self._blocks, self._entries = self._blocks, {}, {}
-        for block in blocks.values():
+        blocks = [*self._full, *self._blocks.values()]
+        self._full, self._blocks, self._entries = [], {}, {}
+        for block in blocks:
             self._send_block(block)
 
     def _send_block(self, block: _Block) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from mlaas_ray.core.errors import ServiceError
+from mlaas_ray.inference.inspection import thread_environment
 from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
 
 LOOPBACK = "127.0.0.1"
@@ -84,6 +85,8 @@ def environment(settings: ServiceSettings, folder: Path) -> dict[str, str]:
         # A row of 42 values is small, but many rows at once are not: gRPC's own limit is 4 MiB.
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2 * settings.request_bytes + MEBIBYTE),
     }
+    threads = thread_environment(settings.threads)
+    own |= {name: os.environ.get(name, number) for name, number in threads.items()}
     if settings.address is None:
         own["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(_launcher(settings, folder, ports))
         own |= _authentication(folder, os.environ)

@@ -56,6 +56,7 @@ class Gateway:
             here=OwnModels(here) if here else None,
         )
         self._routes = Routes(catalog, self._predictor.prepare, settings.predict_timeout_s)
+        self._repository = catalog.repository
         self._status = Status()
         self._desk = Desk(self._routes, self._predictor, self._status)
         protocol.install(self._desk if settings.coalesce else None)
@@ -121,14 +122,25 @@ class Gateway:
         """Loads an uploaded model in a process of its own; blocks."""
         return partial(inspect_apart, timeout_s=self._settings.load_timeout_s, threads=self._settings.threads)
 
+    async def _meet(self) -> None:
+        """Find what answers for each model before anybody asks."""
+        for name in await asyncio.to_thread(self._repository.names):
+            try:
+                await self._routes.find(name)
+            except Exception as error:  # who asks for it hears of it
+                logger.info("%s cannot be asked yet: %s", name, error)
+
     async def _beat(self) -> None:
-        """Look how many replicas there are, for as long as the gateway lives."""
+        """Look how many replicas there are, for as long as the gateway lives; meet the models meanwhile."""
+        meeting: asyncio.Task[None] | None = None
         while True:
             try:
                 await self.deployments.look()
                 await self._predictor.loaded()
             except Exception as error:  # whatever it is, the next beat may go better
                 logger.info("the model replicas do not answer: %s", error)
+            if meeting is None and self._settings.preload:
+                meeting = asyncio.create_task(self._meet())
             await asyncio.sleep(PULSE_S)
 
 
