@@ -176,6 +176,7 @@ def test_only_the_services_own_port_is_open_to_other_machines(repository, monkey
         assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_service_that_is_kept_runs_on_until_it_is_told(repository):
     with running_service(ServiceSettings(repository=repository.root, port=free_port()), keep=True) as service:
         pass
@@ -212,9 +213,10 @@ def test_what_the_child_says_is_raised_here(repository):
         pass
 
 
+@pytest.mark.slow
 def test_a_model_replica_that_dies_is_replaced_and_hardly_missed(repository):
     port = free_port()
-    settings = ServiceSettings(repository=repository.root, port=port, replicas=2)
+    settings = ServiceSettings(repository=repository.root, port=port, replicas=2, predict_in="replicas")
     with running_service(settings) as service, httpx.Client(base_url=service.url, trust_env=False) as http:
         codes: list[int] = []
         done = threading.Event()
