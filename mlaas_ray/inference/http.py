@@ -278,7 +278,7 @@ class HttpFace:
         name = entry.version.name
         described = description(entry, self._repository.versions(name))
         described |= {"aliases": self._repository.aliases(name), "runtime": self._backend.facts(entry)}
-        failed = self._backend.failures(name)
+        failed = {str(number): why for number, why in self._backend.failures(name).items()}
         return described | ({"failed": failed} if failed else {})
 
     async def _delete(self, model: str) -> Response:

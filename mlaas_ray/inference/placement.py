@@ -22,8 +22,11 @@ def light(package: ModelPackage, settings: ServiceSettings) -> bool:
     """Tell whether a model is light enough for a gateway; blocks while it is examined for the first time.
 
     Raises:
+        PackageError: When a file of it is missing or was changed.
         ModelError: When the model is not fit to be served.
     """
+    # What is damaged is told at once, not after a process has tried to load it.
+    package.check()
     examination, _ = examine_apart(
         package.model_path,
         package.manifest.model_format,

@@ -25,6 +25,7 @@ class Answering:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.error: Exception | None = None
+        self.failed: dict[int, str] = {}
 
     async def find(self, model: str) -> Entry:
         return self.catalog.find(model)
@@ -41,7 +42,7 @@ class Answering:
         return {}
 
     def failures(self, name: str) -> dict[int, str]:
-        return {}
+        return self.failed
 
     async def state(self) -> dict[str, Any]:
         return {"loaded": [], "ready": True}

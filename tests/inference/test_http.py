@@ -5,6 +5,7 @@ import concurrent.futures
 import gzip
 import io
 import json
+import shutil
 import socket
 import subprocess
 import threading
@@ -310,6 +311,27 @@ def test_a_bundle_is_served_at_once_and_its_next_version_too(served, tmp_path):
     reply = served.http.request("DELETE", "/delete", files={"model": (None, "up-1.2")})
     assert reply.json() == {"deleted": ["up-1.2:1"]}
     assert served.json({"model": "up-1.2", "values": [1, 0, 0, 0, 0]}).status_code == 404
+
+
+def test_a_damaged_version_never_replaces_one_that_works_and_is_told(served, tmp_path):
+    body = bundle(tmp_path, "beside").read_bytes()
+    assert served.http.post("/upload", content=body).json()["version"] == 1
+    row = {"model": "beside", "values": [100, 0, 0, 0, 0]}
+    folder = served.repository.root / "beside"
+    shutil.copytree(folder / "1", tmp_path / "2")
+    (tmp_path / "2" / "model.onnx").write_bytes(b"")
+    (tmp_path / "2").rename(folder / "2")
+    for _ in range(3):
+        reply = served.json(row)
+        assert (reply.headers["x-model"], reply.json()) == ("beside:1", pytest.approx([1.0]))
+    described = served.http.get("/params/beside").json()
+    assert described["version"] == 1
+    assert "changed after it was written" in described["failed"]["2"]
+    assert described["runtime"]["chosen"] == "onnxruntime"
+    # the next one that works does
+    assert served.http.post("/upload", content=body).json()["version"] == 3
+    assert served.json(row).headers["x-model"] == "beside:3"
+    served.http.delete("/delete/beside").raise_for_status()
 
 
 def test_the_originals_client_may_upload_a_form_in_base64_without_op(served, tmp_path):

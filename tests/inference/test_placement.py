@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
-from mlaas_ray.core.package import Signature, Tensor
+from mlaas_ray.core.errors import PackageError
+from mlaas_ray.core.package import ModelPackage, Signature, Tensor
 from mlaas_ray.inference.examination import Candidate, Examination
 from mlaas_ray.inference.placement import LIGHT_BYTES, LIGHT_RUNTIMES, LIGHT_S, is_light, light
 from mlaas_ray.inference.settings import ServiceSettings
@@ -51,6 +54,19 @@ def test_a_packages_files_all_count(monkeypatch, onnx_package, bytes_, expected)
 
     class Package:
         model_path = onnx_package.model_path
+        check = onnx_package.check
 
     Package.manifest = manifest
     assert light(Package, ServiceSettings()) is expected
+
+
+def test_a_damaged_package_is_told_before_anything_loads_it(onnx_package, tmp_path, monkeypatch):
+    def loaded(*_args, **_options):
+        raise AssertionError
+
+    monkeypatch.setattr("mlaas_ray.inference.placement.examine_apart", loaded)
+    copy = tmp_path / "copy"
+    shutil.copytree(onnx_package.path, copy)
+    (copy / "model.onnx").write_bytes(b"")
+    with pytest.raises(PackageError, match="was changed after it was written"):
+        light(ModelPackage(copy), ServiceSettings())
