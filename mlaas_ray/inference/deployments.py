@@ -206,8 +206,13 @@ def application(name: str) -> str:
     return f"mlaas-{name}"
 
 
-def start(settings: ServiceSettings, wishes: dict[str, Wish]) -> None:
+def start(settings: ServiceSettings, wishes: dict[str, Wish], *, wait: bool = True) -> None:
     """Start the applications of wishes, or change those there are; blocks until they run.
+
+    Args:
+        settings: The service's settings.
+        wishes: What each model is to have.
+        wait: Whether to wait for them; one that asks for what the cluster has not may never run.
 
     Raises:
         JobError: When one does not start.
@@ -217,13 +222,13 @@ def start(settings: ServiceSettings, wishes: dict[str, Wish]) -> None:
     from mlaas_ray.inference.app import replicas
 
     for name, wish in wishes.items():
+        target = serve.RunTarget(
+            replicas(settings, wish.replicas, only=name, cpus=wish.cpus, gpus=wish.gpus),
+            name=application(name),
+            route_prefix=None,
+        )
         try:
-            serve.run(
-                replicas(settings, wish.replicas, only=name, cpus=wish.cpus, gpus=wish.gpus),
-                name=application(name),
-                route_prefix=None,
-                blocking=False,
-            )
+            serve.run_many([target], wait_for_applications_running=wait)
         except RuntimeError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise JobError(f"the replicas of {name!r} do not start: {lines[-1]}", "See Ray's logs") from None

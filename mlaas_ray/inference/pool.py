@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import psutil
 
 from mlaas_ray.core.errors import MlaasError, ModelError, ModelMissingError
@@ -219,8 +220,6 @@ def _in_parts(loaded: Loaded, rows: Rows) -> Predictions:
     if len(rows) <= PART_ROWS:
         with loaded.lock:
             return predict(loaded.runtime, rows)
-    import numpy as np
-
     answers = []
     for start in range(0, len(rows), PART_ROWS):
         with loaded.lock:

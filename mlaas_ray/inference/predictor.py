@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -102,8 +103,6 @@ class Replicas:
             ModelError: When the model does not load, or fails.
             PackageError: When the package is damaged.
         """
-        import json
-
         timeout_s = self._settings.load_timeout_s
         answers = await self._everywhere("prepare", tuple(key), timeout_s=timeout_s)
         if not answers:

@@ -22,10 +22,10 @@ from mlaas_ray.core.flatten import Rows
 
 # Lists of keys whose positions are remembered, and the longest such.
 KNOWN_KEYS = 256
+LONGEST_KEYS = 1024
 # Bodies around values that are remembered, and the longest such with its values.
 KNOWN_FRAMES = 1024
 LONGEST_FRAME = 16384
-LONGEST_KEYS = 1024
 
 Keys = tuple[str, ...]
 Positions = npt.NDArray[np.intp]
@@ -206,9 +206,7 @@ def place(
     if isinstance(rows[0], ArrayRow):
         cells = np.concatenate([np.asarray(row.values) for row in rows], dtype=np.float32)
     else:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and None NaN
-            every = chain.from_iterable([row.values for row in rows])
-            cells = np.fromiter(every, dtype=np.float32, count=len(rows) * sent)
+        cells = _cells([row.values for row in rows], sent)  # type: ignore[misc]
     values = cells.reshape(len(rows), sent)
     positions = _known_positions(keys, spec) if keys is not None and spec is not None else None
     return values if positions is None else scatter(values, positions, width)
@@ -239,8 +237,7 @@ def place_many(many: ManyRows, spec: FeatureSpec | None, width: int) -> Rows | N
         return None
     if spec is None and any(None in row for row in rows):
         return None
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and None NaN
-        cells = np.fromiter(chain.from_iterable(rows), dtype=np.float32, count=len(rows) * sent)
+    cells = _cells(rows, sent)
     if np.isinf(cells).any():
         return None
     placed = cells.reshape(len(rows), sent)
@@ -248,6 +245,12 @@ def place_many(many: ManyRows, spec: FeatureSpec | None, width: int) -> Rows | N
         return placed
     positions = _known_positions(keys, spec)
     return None if positions is None else scatter(placed, positions, width)
+
+
+def _cells(rows: Sequence[list[float | None]], sent: int) -> Rows:
+    """Return ``(rows * sent,)`` float32 of lists of so many values each."""
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and None NaN
+        return np.fromiter(chain.from_iterable(rows), dtype=np.float32, count=len(rows) * sent)
 
 
 def scatter(values: Rows, positions: Positions, width: int) -> Rows:

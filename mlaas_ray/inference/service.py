@@ -140,6 +140,8 @@ def _start(settings: ServiceSettings) -> None:
     from ray import serve
 
     from mlaas_ray.inference.app import APPLICATION, build_app
+    from mlaas_ray.inference.deployments import Wishes, start
+    from mlaas_ray.repository import Repository
 
     # What it says in passing is in its log files.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -168,6 +170,8 @@ def _start(settings: ServiceSettings) -> None:
         host = settings.host if settings.address else LOOPBACK
         serve.start(http_options={"host": host, "port": settings.port}, proxy_location="HeadOnly")
         serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
+        # Until their replicas answer, those for all models do.
+        start(settings, Wishes(Repository(settings.repository)).all(), wait=False)
     except RuntimeError as error:
         raise ServiceError(f"the service did not start: {_gist(error)}", "See Ray's logs") from error
 
@@ -251,10 +255,14 @@ def _shut_down(settings: ServiceSettings) -> None:
     from ray import serve
 
     from mlaas_ray.inference.app import APPLICATION
+    from mlaas_ray.inference.deployments import Wishes, application
+    from mlaas_ray.repository import Repository
 
     with suppress(Exception):  # whatever Ray says on its way out, its processes are ended after this
         if settings.address and ray.is_initialized():
             # The cluster is others' too: only what is ours goes.
+            for model in Wishes(Repository(settings.repository)).all():
+                serve.delete(application(model))
             serve.delete(APPLICATION)
             if not serve.status().applications:
                 serve.shutdown()  # type: ignore[no-untyped-call]

@@ -229,3 +229,23 @@ def test_a_model_has_replicas_of_its_own_from_none_to_some_and_back(service):
         assert http.delete("/deployments/toy").status_code == 404
         assert http.put("/deployments/none", json={}).status_code == 404
         assert http.put("/deployments/toy", json={"replicas": "4:2"}).status_code == 400
+
+
+@pytest.mark.slow
+def test_replicas_of_a_models_own_are_there_again_after_a_restart(onnx_package, tmp_path):
+    repository = Repository(tmp_path / "models")
+    repository.publish(onnx_package)
+    for begun in range(2):
+        process, ready = start_serving(repository.root, free_port())
+        with httpx.Client(base_url=ready["url"], timeout=120, trust_env=False) as http:
+            if not begun:
+                http.put("/deployments/toy", json={"replicas": 1}).raise_for_status()
+            deadline = time.monotonic() + 60
+            while [listed["replicas"] for listed in http.get("/deployments").json()] != [1]:
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            reply = http.post("/json", json={"values": [100, 0, 0, 0, 0]})
+            assert reply.json() == pytest.approx([1.0]), reply.text
+        process.terminate()
+        assert process.wait(60) == 0
+        process.stdout.close()
