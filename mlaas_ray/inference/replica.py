@@ -1,8 +1,8 @@
 """ModelReplica: a process that holds models and predicts; it speaks to gateways only.
 
-All models share a pool of such replicas; a model may have replicas of its own too. TensorFlow lives here and in
-the checks of uploads, so that what it costs, and what may go wrong in it, stays away from the gateways (unless
-``predict_in: gateways`` leaves no other place).
+All models share a pool of such replicas; a model may have replicas of its own too. TensorFlow lives here and
+in the checks of uploads, so that what it costs, and what may go wrong in it, stays away from the gateways
+(unless ``predict_in: gateways`` leaves no other place).
 """
 
 from __future__ import annotations
