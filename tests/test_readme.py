@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class Folder:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folder]:
     """An empty folder with the commands of this environment, and a free port in place of 8083."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLAAS_"))
@@ -62,9 +63,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
         MARK: uuid.uuid4().hex,
     }
     port = free_port()
-    return Folder(
-        tmp_path_factory.mktemp("newcomer"), environment | {"MLAAS_URL": f"http://127.0.0.1:{port}"}, port
-    )
+    environment["MLAAS_URL"] = f"http://127.0.0.1:{port}"
+    # Ray's sockets lie below it, and their names must be short.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as temporary:
+        # what a cluster leaves that was killed: Ray would join it, and wait without end
+        (Path(temporary) / "ray").mkdir()
+        (Path(temporary) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        environment["RAY_TMPDIR"] = temporary
+        yield Folder(tmp_path_factory.mktemp("newcomer"), environment, port)
 
 
 @pytest.fixture(scope="module")

@@ -227,23 +227,6 @@ def refuse_taken_port(host: str, port: int) -> None:
             ) from None
 
 
-def reach_cluster(address: str) -> None:
-    """Check that something listens at a cluster's address: Ray itself would try for minutes.
-
-    Raises:
-        ServiceError: When nothing does.
-    """
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise ServiceError(
-            f"no Ray at {address}: {error}", "Start one with 'ray start --head', or leave the address out"
-        ) from None
-
-
 def free_ports(count: int, *, besides: int | None = None) -> list[int]:
     """Return ports that are free now, all different, not ``besides``, and that nobody is given unasked.
 

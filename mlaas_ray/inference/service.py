@@ -24,11 +24,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from mlaas_ray.core.cluster import LOCAL, ray_address
 from mlaas_ray.core.errors import ServiceError
 from mlaas_ray.inference.environment import (
     LOOPBACK,
     environment,
-    reach_cluster,
     refuse_taken_port,
     service_folder,
     start_guard,
@@ -111,7 +111,7 @@ def serve_until_stopped(settings: ServiceSettings, ready: Callable[[Service], ob
         )
     refuse_taken_port(settings.host, settings.port)
     if settings.address is not None:
-        reach_cluster(settings.address)
+        ray_address(settings.address)
     folder = service_folder()
     os.environ.update(environment(settings, folder))
     guard = None
@@ -153,7 +153,7 @@ def _start(settings: ServiceSettings) -> None:
     }
     try:
         ray.init(
-            address=settings.address or "local",
+            address=settings.address or LOCAL,
             namespace="serve",
             log_to_driver=False,
             logging_level=logging.WARNING,

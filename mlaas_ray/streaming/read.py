@@ -23,6 +23,7 @@ from mlaas_ray.streaming.scatter import Bounds
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.sources import Files
 from mlaas_ray.streaming.split import WHOLE, Part
+from mlaas_ray.streaming.tasks import ensure_ray
 
 
 def read_root(
@@ -113,8 +114,7 @@ def read_events(found: FirstPass, **options: Any) -> ray.data.Dataset:
     Raises:
         JobError: For shares of datasets that there are not.
     """
-    if not ray.is_initialized():
-        ray.init()
+    ensure_ray()
     source = RootDatasource(planned_events(found, **options, mode="block"))
     # Without a number Ray would split the blocks into about 200.
     events: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=1)
@@ -180,8 +180,7 @@ def new_record(found: FirstPass, reading: ReadingSettings | None = None) -> Reco
     files += [_recorded(found, bad.source.path, bad.dataset, 0, bad.reason) for bad in found.skipped]
     policy = (reading or ReadingSettings()).bad_files
     most = int(policy.max_fraction * len(files)) if policy.policy == "skip" else 0
-    if not ray.is_initialized():
-        ray.init()
+    ensure_ray()
     return Record(files, most)
 
 

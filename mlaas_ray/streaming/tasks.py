@@ -10,9 +10,20 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mlaas_ray.core.cluster import ray_address
 from mlaas_ray.core.errors import MlaasError
 
 T = TypeVar("T")
+
+
+def ensure_ray() -> None:
+    """Start a Ray of this process's own, or join that of ``RAY_ADDRESS``, unless it is on one already.
+
+    Raises:
+        ServiceError: When there is none at ``RAY_ADDRESS``.
+    """
+    if not ray.is_initialized():
+        ray.init(address=ray_address())
 
 
 def spread(
@@ -39,8 +50,7 @@ def spread(
         MlaasError: The first that a call raised, as it was raised.
     """
     calls = list(arguments)
-    if not ray.is_initialized():
-        ray.init()
+    ensure_ray()
     task = ray.remote(function)
     # Enough in flight to keep every CPU busy, few enough that results do not pile up.
     window = max(4, 2 * int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]

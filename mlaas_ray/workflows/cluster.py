@@ -11,8 +11,8 @@ from typing import Any
 
 import ray
 
+from mlaas_ray.core.cluster import LOCAL, ray_address
 from mlaas_ray.core.errors import ServiceError
-from mlaas_ray.inference.environment import reach_cluster
 from mlaas_ray.streaming.xrootd import SETTINGS as XROOTD_SETTINGS
 
 
@@ -33,16 +33,15 @@ def connected(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    where = ray_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own: dict[str, Any] = {}
-    if where == "local":
+    if where == LOCAL:
         # Ray turns token authentication on by itself where it finds a token; this one serves nobody else.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         own["include_dashboard"] = False
     # A worker must have the time-outs before anything loads XRootD in it.
     variables = {name: os.environ.get(name, value) for name, value in XROOTD_SETTINGS.items()}
-    reach_cluster(where)
     try:
         ray.init(
             address=where,

@@ -131,6 +131,7 @@ def test_a_runs_folder_holds_its_history_census_record_and_report(trained: Train
     assert (trained.run / "report" / "roc.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_package_goes_on_to_it(trained: Trained) -> None:
     """As after a crash: the trained model is there, and the package is not."""
     history = trained.history()

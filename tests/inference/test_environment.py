@@ -13,7 +13,6 @@ from mlaas_ray.inference.environment import (
     environment,
     free_block,
     free_ports,
-    reach_cluster,
     refuse_taken_port,
     service_folder,
 )
@@ -93,9 +92,3 @@ def test_a_seeded_generator_does_not_decide_the_ports():
         return free_ports(3), free_block()
 
     assert len({str(drawn()) for _ in range(5)}) > 1
-
-
-def test_no_cluster_at_an_address_is_told_at_once():
-    with pytest.raises(ServiceError, match=r"no Ray at 127\.0\.0\.1:1"):
-        reach_cluster("127.0.0.1:1")
-    reach_cluster("auto")

@@ -85,7 +85,8 @@ def test_a_stopped_service_leaves_no_process_no_port_and_no_folder(repository):
     assert not [folder for folder in folders if folder.exists()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_whole_terminal_stops_it_too(repository, number):
     process, ready = start_serving(repository.root, free_port())
     processes = family(ready["pid"])

@@ -165,6 +165,7 @@ def test_keras_trains_too_even_with_a_worker_more_than_there_are_blocks(
     assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_worker_killed_within_an_epoch_goes_on_from_its_last_step_as_if_nothing_had_been(
     toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
 ) -> None:

@@ -392,7 +392,7 @@ def answers_alone(name: str) -> Any:
         return run_steps(network(name, model=str(file))[0], 0, 1)
 
 
-@pytest.mark.parametrize("framework", LAYERED)
+@pytest.mark.parametrize("framework", ["torch", pytest.param("keras", marks=pytest.mark.slow)])
 def test_two_workers_with_unequal_shares_learn_what_one_learns(
     in_a_process: Callable[..., Any], tmp_path: Path, framework: str
 ) -> None:
