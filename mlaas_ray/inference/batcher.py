@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -121,6 +122,11 @@ class Batcher(Generic[Model]):
         self.calls = 0
         self.rows = 0
 
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        # Asking for it each time is a system call (getpid, in CPython 3.11).
+        return asyncio.get_running_loop()
+
     @property
     def waiting(self) -> int:
         """Rows that wait to be sent off."""
@@ -156,8 +162,7 @@ class Batcher(Generic[Model]):
             raise BusyError(
                 f"{waiting.rows} rows are waiting already", "Try again in a moment, or with more replicas"
             )
-        loop = asyncio.get_running_loop()
-        asked = _Asked(rows, done, loop.time())
+        asked = _Asked(rows, done, self._loop.time())
         present = waiting.asked.get(model)
         if present is None:
             waiting.asked[model] = [asked]
@@ -165,7 +170,7 @@ class Batcher(Generic[Model]):
             present.append(asked)
         waiting.rows += count
         if not waiting.at_once:
-            self._plan(waiting, loop)
+            self._plan(waiting)
 
     async def predict(self, lane: Lane, model: Model, rows: Rows) -> Predictions:
         """Do :meth:`add` and wait for the answer.
@@ -175,7 +180,7 @@ class Batcher(Generic[Model]):
             TimeoutError: When they waited too long.
             Exception: What went wrong with them.
         """
-        future: asyncio.Future[Predictions] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Predictions] = self._loop.create_future()
 
         def done(answer: Answer) -> None:
             if future.done():  # the caller went away
@@ -188,7 +193,7 @@ class Batcher(Generic[Model]):
         self.add(lane, model, rows, done)
         return await future
 
-    def _plan(self, waiting: _Waiting, loop: asyncio.AbstractEventLoop) -> None:
+    def _plan(self, waiting: _Waiting) -> None:
         """Decide when the lane leaves."""
         if waiting.under_way >= waiting.lane.calls:
             return
@@ -196,9 +201,9 @@ class Batcher(Generic[Model]):
             if waiting.leaving is not None:
                 waiting.leaving.cancel()
             waiting.at_once = True
-            waiting.leaving = loop.call_soon(self._leave, waiting)
+            waiting.leaving = self._loop.call_soon(self._leave, waiting)
         elif waiting.leaving is None:
-            waiting.leaving = loop.call_later(self._linger_s, self._leave, waiting)
+            waiting.leaving = self._loop.call_later(self._linger_s, self._leave, waiting)
 
     def _leave(self, waiting: _Waiting) -> None:
         waiting.leaving = None
@@ -209,7 +214,7 @@ class Batcher(Generic[Model]):
             self.calls += 1
             self._start(self._carry(waiting, parts))
         if waiting.asked:
-            self._plan(waiting, asyncio.get_running_loop())
+            self._plan(waiting)
         else:
             self._forget(waiting)
         # Last, for who is told may ask again at once.
@@ -223,7 +228,7 @@ class Batcher(Generic[Model]):
 
     def _take(self, waiting: _Waiting) -> tuple[list[tuple[Any, list[_Asked]]], list[_Asked]]:
         """Take what leaves now: whole callers, as many as a call holds; and those who waited too long."""
-        oldest = asyncio.get_running_loop().time() - self._timeout_s
+        oldest = self._loop.time() - self._timeout_s
         late: list[_Asked] = []
         parts: list[tuple[Any, list[_Asked]]] = []
         count = 0
@@ -250,7 +255,7 @@ class Batcher(Generic[Model]):
     async def _carry(self, waiting: _Waiting, parts: list[tuple[Any, list[_Asked]]]) -> None:
         """Make one call and tell everybody."""
         answers: Sequence[Answer | Coming]
-        waited_s = asyncio.get_running_loop().time() - min(asked[0].since for _, asked in parts)
+        waited_s = self._loop.time() - min(asked[0].since for _, asked in parts)
         try:
             groups = [
                 Group(
@@ -268,7 +273,7 @@ class Batcher(Generic[Model]):
             if not waiting.asked:
                 self._forget(waiting)
             elif not waiting.at_once:
-                self._plan(waiting, asyncio.get_running_loop())
+                self._plan(waiting)
             for (_, asked), answer in zip(parts, answers, strict=True):
                 if isinstance(answer, np.ndarray | BaseException):
                     _share(asked, answer)
@@ -276,7 +281,7 @@ class Batcher(Generic[Model]):
                     self._start(_share_later(asked, answer))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -151,7 +151,7 @@ class Query:
         if not isinstance(keys, list):
             raise EventError(f"keys is a {_kind(keys)}", 'Send "keys": ["name", …]')
         positions = positions_of(keys, spec)
-        matrix = _matrix(rows, len(positions), null=True, what=f"{len(positions)} keys")
+        matrix = _matrix(rows, len(keys), null=True, what=f"{len(keys)} keys")
         return scatter(matrix, positions, spec.width), many
 
 

@@ -84,6 +84,10 @@ class Gateway:
         """Predict; see :meth:`Predictor.predict`."""
         return await self._predictor.predict(entry, rows)
 
+    def look_again(self, name: str) -> None:
+        """Have the next request see what was changed just now."""
+        self._routes.look_again(name)
+
     async def settle(self, name: str) -> None:
         """Wait until the newest version of a model answers for it; see :meth:`Routes.settle`."""
         await self._routes.settle(name)

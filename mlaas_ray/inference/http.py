@@ -63,6 +63,10 @@ class Backend(Protocol):
         """Predict rows ``(events, features)`` with one version."""
         ...
 
+    def look_again(self, name: str) -> None:
+        """Have the next request see what was changed just now."""
+        ...
+
     async def settle(self, name: str) -> None:
         """Wait until the newest version of a model answers for it."""
         ...
@@ -284,6 +288,7 @@ class HttpFace:
     async def _delete(self, model: str) -> Response:
         name, number = ModelVersion.parse(model)
         deleted = await asyncio.to_thread(self._repository.delete, name, number)
+        self._backend.look_again(name)
         if name not in await asyncio.to_thread(self._repository.names):
             with contextlib.suppress(ModelMissingError):  # most have no replicas of their own
                 await self._backend.deployments.withdraw(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,9 @@ from mlaas_ray.repository import ModelVersion
 
 logger = logging.getLogger("ray.serve")
 
+# The folders of a model that is asked again and again are looked at so often (seconds): for a hundred models
+# it would be two hundred system calls a turn of the event loop.
+LOOK_S = 0.05
 # A new version that another gateway has had loaded takes over within this time.
 GLANCE_S = 0.1
 # What did not load is tried again after this time: it may have been a matter of memory.
@@ -48,12 +52,14 @@ class _Route:
         folders: Where a change of mind would show.
         seen: When these changed last; None when that is too recent to be relied on.
         coming: The loading of the version that will take over.
+        looked: When the folders were looked at last, seconds.
     """
 
     entry: Entry
     folders: tuple[str, ...]
     seen: tuple[int, ...] | None
     coming: asyncio.Task[None] | None = None
+    looked: float = -math.inf
 
 
 class Routes:
@@ -77,13 +83,35 @@ class Routes:
         self._failed: dict[ModelVersion, tuple[float, MlaasError]] = {}
 
     def glance(self, text: str) -> Entry | None:
-        """Return the entry of a name that was asked for before, when nothing changed; for every request."""
+        """Return the entry of a name that was asked for before, when nothing changed; for every request.
+
+        What others change on disk is noticed some milliseconds later than by :meth:`find`.
+        """
         route = self._routes.get(text)
         if route is None:
             return None
-        if route.coming is not None or (route.seen is not None and _times(route.folders) == route.seen):
-            return route.entry
-        return None
+        if route.coming is None:
+            if route.seen is None:
+                return None
+            now = time.monotonic()
+            if now > route.looked + LOOK_S:
+                if _times(route.folders) != route.seen:
+                    return None
+                route.looked = now
+        return route.entry
+
+    def look_again(self, name: str) -> None:
+        """Have the next glance at a model see what was changed just now."""
+        for route in self._routes.values():
+            if route.entry.key.name == name:
+                route.looked = -math.inf
+
+    def _unchanged(self, text: str) -> Entry | None:
+        """Return the entry of a name that was asked for before, when nothing changed."""
+        route = self._routes.get(text)
+        if route is not None:
+            route.looked = -math.inf
+        return self.glance(text)
 
     async def find(self, text: str) -> Entry:
         """Return the entry that answers for ``name``, ``name:version`` or ``name:alias``.
@@ -99,7 +127,7 @@ class Routes:
         """
         if not text:
             text = await asyncio.to_thread(self._catalog.only)
-        return self.glance(text) or await self._find(text)
+        return self._unchanged(text) or await self._find(text)
 
     def failures(self, name: str) -> dict[int, str]:
         """Return the versions of a model that do not load, and why."""

@@ -28,7 +28,8 @@ KNOWN_FRAMES = 1024
 LONGEST_FRAME = 16384
 
 Keys = tuple[str, ...]
-Positions = npt.NDArray[np.intp]
+# of each key; a slice of all where they are in order
+Positions = npt.NDArray[np.intp] | slice
 
 
 class SingleRow(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -254,7 +255,13 @@ def _cells(rows: Sequence[list[float | None]], sent: int) -> Rows:
 
 
 def scatter(values: Rows, positions: Positions, width: int) -> Rows:
-    """Put ``(events, values)`` at their positions in rows ``(events, width)`` that are NaN elsewhere."""
+    """Put ``(events, values)`` at their positions in rows ``(events, width)`` that are NaN elsewhere.
+
+    Where they are in order already, the rows may be the values themselves.
+    """
+    if isinstance(positions, slice):
+        # which may lie at any address, and not every runtime takes that
+        return np.require(values, np.float32, ["C", "A"])
     result = np.full((len(values), width), np.nan, dtype=np.float32)
     result[:, positions] = values
     return result
@@ -288,7 +295,12 @@ def positions_of(keys: Sequence[Any], spec: FeatureSpec) -> Positions:
     if len(set(positions)) != len(positions):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise EventError(f"the key {twice!r} is given twice", "Send each key once")
-    return np.array(positions, dtype=np.intp)
+    return _compact(positions, spec)
+
+
+def _compact(positions: list[int], spec: FeatureSpec) -> Positions:
+    in_order = positions == list(range(spec.width))
+    return slice(None) if in_order else np.array(positions, dtype=np.intp)
 
 
 _placed: dict[tuple[int, Keys], tuple[FeatureSpec, Positions]] = {}
@@ -302,7 +314,7 @@ def _known_positions(keys: Keys, spec: FeatureSpec) -> Positions | None:
     known = [spec.index.get(key, -1) for key in keys]
     if -1 in known or len(set(known)) != len(known):
         return None
-    positions = np.array(known, dtype=np.intp)
+    positions = _compact(known, spec)
     if len(keys) <= LONGEST_KEYS:
         if len(_placed) >= KNOWN_KEYS:
             _placed.clear()

@@ -38,6 +38,9 @@ class Answering:
     async def settle(self, name: str) -> None:
         return None
 
+    def look_again(self, name: str) -> None:
+        return None
+
     def facts(self, entry: Entry) -> dict[str, Any]:
         return {}
 

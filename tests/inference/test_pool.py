@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import threading
 import time
@@ -295,6 +296,76 @@ def test_the_rows_of_many_do_not_keep_one_of_the_same_model_waiting_for_all_of_t
         await bulk
 
     asyncio.run(main())
+
+
+class Measured(Slow):
+    """A model that was examined, and notes which threads run it."""
+
+    def __init__(self, seconds: dict[int, float], takes: float = 0.0) -> None:
+        super().__init__(takes)
+        self.examination = SimpleNamespace(seconds=seconds)
+        self.threads: list[str] = []
+
+    def run(self, batch):
+        self.threads.append(threading.current_thread().name.rpartition("_")[0])
+        return super().run(batch)
+
+
+def test_what_takes_less_than_a_hand_over_is_not_handed_over(pool, opened, key):
+    # brief in small batches; never; brief alone
+    opened.runtimes = {
+        "a": Measured({1: 1e-5, 8: 1e-4}),
+        "b": Measured({1: 0.002}),
+        "c": Measured({1: 4.5e-4}),
+    }
+
+    async def main():
+        await asyncio.gather(*(pool.prepare(key(name)) for name in "abc"))
+
+        async def threads(*asked: tuple[str, int]) -> list[str]:
+            loads = [(key(name), np.repeat(ROW, rows, axis=0)) for name, rows in asked]
+            for outcome, (_, rows) in zip(await pool.run(loads, patient=False), loads, strict=True):
+                np.testing.assert_array_equal(outcome.answer, expected(rows))
+            return [opened.runtimes[name].threads[-1] for name, _ in asked]
+
+        # the name of the main thread has no number
+        assert await threads(("a", 1)) == await threads(("a", 8)) == await threads(("c", 1)) == [""]
+        # more rows than were timed
+        assert await threads(("a", 9)) == await threads(("b", 1)) == ["quick"]
+        # together they are too much
+        assert await threads(("a", 8), ("c", 1)) == ["quick", "quick"]
+
+    asyncio.run(main())
+
+
+def test_a_brief_call_does_not_keep_the_event_loop_waiting_for_a_thread(pool, opened, key):
+    opened.runtimes["a"] = model = Measured({1: 1e-5}, takes=0.1)
+
+    async def main():
+        await pool.prepare(key("a"))
+        patient = asyncio.create_task(pool.run([(key("a"), ROW)], patient=True))
+        while not model.inside:
+            await asyncio.sleep(0.001)
+        await pool.run([(key("a"), ROW)], patient=False)
+        await patient
+
+    asyncio.run(main())
+    assert model.threads == ["patient", "quick"]
+
+
+def test_a_patient_thread_has_less_of_a_cpu_than_others_but_never_more_than_it_had(pool, opened, key):
+    class Niceness(Slow):
+        def run(self, batch):
+            return np.full((len(batch), 1), os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    opened.runtimes["a"] = Niceness(0)
+
+    async def main():
+        await pool.prepare(key("a"))
+        return [(await pool.run([(key("a"), ROW)], patient=patient))[0].answer[0, 0] for patient in (0, 1)]
+
+    quick, patient = asyncio.run(main())
+    assert patient == min(19, quick + 10)
 
 
 def test_a_model_is_never_run_by_two_threads_at_once(pool, opened, key):

@@ -69,6 +69,11 @@ def answering(entry) -> str:
     return str(entry.version)
 
 
+async def noticed():
+    """Wait until a change is seen at a glance."""
+    await asyncio.sleep(2 * module.LOOK_S)
+
+
 async def until(routes, text, version):
     async with asyncio.timeout(10):
         while answering(await routes.find(text)) != version:
@@ -136,6 +141,7 @@ def test_at_a_glance_the_older_version_answers_while_the_new_one_is_loaded(
         await routes.find("toy")
         assert routes.glance("toy") is not None
         repository.publish(onnx_package)
+        await noticed()
         assert routes.glance("toy") is None
         assert answering(await routes.find("toy")) == "toy:1"
         assert answering(routes.glance("toy")) == "toy:1"
@@ -303,13 +309,28 @@ def test_when_the_version_that_answers_is_deleted_the_older_one_does_at_once(
         await routes.find("toy")
         assert routes.glance("toy") is not None
         repository.delete("toy", 2)
+        await noticed()
         assert routes.glance("toy") is None
         assert answering(await routes.find("toy")) == "toy:1"
         assert prepared.versions == ["toy:1", "toy:2"]
         repository.delete("toy")
+        await noticed()
         assert routes.glance("toy") is None
         with pytest.raises(ModelMissingError, match="no model 'toy'"):
             await routes.find("toy")
+
+    asyncio.run(main())
+
+
+def test_who_is_told_of_a_change_sees_it_at_a_glance(routes, repository):
+    settled(repository)
+
+    async def main():
+        await routes.find("toy")
+        assert routes.glance("toy") is not None
+        repository.delete("toy", 1)
+        routes.look_again("toy")
+        assert routes.glance("toy") is None
 
     asyncio.run(main())
 
