@@ -1,7 +1,7 @@
 """Placement: whether a model may live in the gateways, or belongs into replicas.
 
-A gateway that predicts by itself saves the way to a replica and back: 0.6 instead of 1.9 ms for a lone
-caller, and a quarter of the CPU for many (docs/decisions/0028). That is for models that hurt nobody there:
+A gateway that predicts by itself saves the way to a replica and back: 0.25 instead of 1.7 ms for a lone
+caller, and a third of the CPU for many (docs/decisions/0031). That is for models that hurt nobody there:
 small, quick, and run by a library that is light itself. TensorFlow, large models and slow ones are for
 replicas.
 """
