@@ -31,7 +31,7 @@ from mlaas_ray.core.flatten import Rows
 from mlaas_ray.inference.predictions import first_line
 from mlaas_ray.inference.runtimes import Predictions, Runtime, load_runtime, predict
 from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
-from mlaas_ray.inference.shipment import Load, ModelKey, Outcome
+from mlaas_ray.inference.shipment import ModelKey, ModelRows, Outcome
 from mlaas_ray.repository import Repository
 
 logger = logging.getLogger("ray.serve")
@@ -124,7 +124,7 @@ class ModelPool:
         """Return the versions in memory, the one used last at the end."""
         return list(self._models)
 
-    async def run(self, loads: Sequence[Load], *, patient: bool) -> list[Outcome]:
+    async def run(self, loads: Sequence[ModelRows], *, patient: bool) -> list[Outcome]:
         """Run rows through their models.
 
         Args:

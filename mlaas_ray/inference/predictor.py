@@ -21,8 +21,8 @@ from mlaas_ray.inference.pool import ModelPool
 from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.settings import ServiceSettings
 from mlaas_ray.inference.shipment import (
-    Load,
     ModelKey,
+    ModelRows,
     Outcome,
     PackedOutcomes,
     pack,
@@ -52,7 +52,7 @@ class Holder(Protocol):
     """What holds models and runs rows through them."""
 
     async def run(
-        self, loads: Sequence[Load], *, patient: bool, waited_s: float, behind: float
+        self, loads: Sequence[ModelRows], *, patient: bool, waited_s: float, behind: float
     ) -> list[Outcome]:
         """Run rows; see :meth:`ModelPool.run`, and :meth:`ModelReplica.run` for what else it is told."""
         ...
@@ -79,7 +79,7 @@ class Replicas:
         self._settings = settings
 
     async def run(
-        self, loads: Sequence[Load], *, patient: bool, waited_s: float, behind: float
+        self, loads: Sequence[ModelRows], *, patient: bool, waited_s: float, behind: float
     ) -> list[Outcome]:
         """Run rows; asked again where a replica died under them."""
         from ray.exceptions import RayError
@@ -152,7 +152,7 @@ class OwnModels:
         self._pool = pool
 
     async def run(
-        self, loads: Sequence[Load], *, patient: bool, waited_s: float, behind: float
+        self, loads: Sequence[ModelRows], *, patient: bool, waited_s: float, behind: float
     ) -> list[Outcome]:
         """Run rows."""
         return await self._pool.run(loads, patient=patient)

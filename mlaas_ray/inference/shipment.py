@@ -42,18 +42,18 @@ class Outcome:
     seconds: float = 0.0
 
 
-Load = tuple[ModelKey, Rows]
+ModelRows = tuple[ModelKey, Rows]
 Packed = tuple[list[tuple[str, int, str, int, int]], bytes]
 PackedOutcomes = tuple[list[tuple[tuple[int, ...] | MlaasError | None, str, float]], bytes]
 
 
-def pack(loads: Sequence[Load]) -> Packed:
+def pack(loads: Sequence[ModelRows]) -> Packed:
     """Pack the rows ``(events, features)`` float32 of several models."""
     table = [(*key, *rows.shape) for key, rows in loads]
     return table, b"".join([np.ascontiguousarray(rows).data for _, rows in loads])
 
 
-def unpack(packed: Packed) -> list[Load]:
+def unpack(packed: Packed) -> list[ModelRows]:
     """Undo :func:`pack`; the rows are views."""
     table, data = packed
     values = np.frombuffer(data, dtype=np.float32)
