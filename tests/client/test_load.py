@@ -377,18 +377,17 @@ def test_requests_that_an_overloaded_service_never_got_count_as_they_waited():
 
 def test_ctrl_c_ends_early_with_what_was_measured():
     async def slow(writer, body, number):
+        if number == 23:  # the last of the four callers asks in vain
+            os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(0.05 if number < 20 else 60)
         writer.write(GOOD)
 
-    killer = threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT))
-    killer.start()
     begun = time.perf_counter()
     report, _ = measure(slow, seconds=30.0, timeout=60.0)
-    killer.join()
     assert time.perf_counter() - begun < 10
     assert report.requests == 20
     assert report.errors == {}
-    assert report.seconds == pytest.approx(0.6, abs=0.3)
+    assert 0.2 < report.seconds < 10
 
 
 def test_each_caller_gets_its_own_answer_and_a_wrong_one_is_found():
