@@ -82,10 +82,12 @@ class Routes:
         self._forgotten: dict[str, int] = {}
         self._failed: dict[ModelVersion, tuple[float, MlaasError]] = {}
 
-    def glance(self, text: str) -> Entry | None:
+    def glance(self, text: str, within_s: float = LOOK_S) -> Entry | None:
         """Return the entry of a name that was asked for before, when nothing changed; for every request.
 
-        What others change on disk is noticed some milliseconds later than by :meth:`find`.
+        Args:
+            text: The name.
+            within_s: How old the last look at the disk may be, seconds.
         """
         route = self._routes.get(text)
         if route is None:
@@ -94,7 +96,7 @@ class Routes:
             if route.seen is None:
                 return None
             now = time.monotonic()
-            if now > route.looked + LOOK_S:
+            if now - route.looked >= within_s:
                 if _times(route.folders) != route.seen:
                     return None
                 route.looked = now
@@ -105,13 +107,6 @@ class Routes:
         for route in self._routes.values():
             if route.entry.key.name == name:
                 route.looked = -math.inf
-
-    def _unchanged(self, text: str) -> Entry | None:
-        """Return the entry of a name that was asked for before, when nothing changed."""
-        route = self._routes.get(text)
-        if route is not None:
-            route.looked = -math.inf
-        return self.glance(text)
 
     async def find(self, text: str) -> Entry:
         """Return the entry that answers for ``name``, ``name:version`` or ``name:alias``.
@@ -127,7 +122,7 @@ class Routes:
         """
         if not text:
             text = await asyncio.to_thread(self._catalog.only)
-        return self._unchanged(text) or await self._find(text)
+        return self.glance(text, within_s=0) or await self._find(text)
 
     def failures(self, name: str) -> dict[int, str]:
         """Return the versions of a model that do not load, and why."""
