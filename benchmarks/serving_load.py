@@ -30,6 +30,7 @@ import pyarrow as pa
 import serving
 from serving import load, model
 
+from mlaas_ray.client.load import Load, LoadSettings, draw_rows, json_call
 from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.inference.environment import free_ports
 from mlaas_ray.repository import Repository
@@ -41,6 +42,8 @@ TYPES = {
     "json": "application/json",
 }
 SLOW_S, SLOW_CALLERS = 0.2, 4
+# Different requests, whichever the models.
+DISTINCT = 1000
 
 
 @contextmanager
@@ -125,34 +128,32 @@ def many_models(folder: Path, package: Path, options: argparse.Namespace) -> dic
     runs: dict[str, list[dict[str, float]]] = {"one": [], "all": []}
     with service(folder, dict.fromkeys(names, package), options.serve_options) as (url, process):
         # loads them: none is waited for in what is measured
-        bench(url, process, names, options, options.seconds)
+        bench(url, process, names, options)
         for _ in range(options.rounds):
-            runs["one"].append(bench(url, process, names[:1], options, options.seconds))
-            runs["all"].append(bench(url, process, names, options, options.seconds))
+            runs["one"].append(bench(url, process, names[:1], options))
+            runs["all"].append(bench(url, process, names, options))
     result: dict[str, Any] = {which: serving.median(own) for which, own in runs.items()}
     return result | {"cpu_all_over_one": result["all"]["cpu_us"] / result["one"]["cpu_us"]}
 
 
 def bench(
-    url: str, process: psutil.Process, names: list[str], options: argparse.Namespace, seconds: float
+    url: str, process: psutil.Process, names: list[str], options: argparse.Namespace
 ) -> dict[str, float]:
-    """Ask models in turn with ``mlaas bench``: hey asks one URL with one body."""
-    command = [sys.executable, "-m", "mlaas_ray.cli.main", "bench", "--json", "--url", url]
-    command += ["--concurrency", str(options.callers), "--seconds", str(seconds), "--warmup", "0"]
-    for name in names:
-        command += ["--model", name]
+    """Ask models in turn as ``mlaas bench`` does: hey asks one URL with one body."""
+    calls = [
+        json_call(names[number % len(names)], model.COLUMNS, draw_rows(1, len(model.COLUMNS), number))
+        for number in range(DISTINCT)
+    ]
+    settings = LoadSettings(concurrency=options.callers, seconds=options.seconds, warmup=0.0)
     before = load.tree_seconds(process)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 120)
+    report = Load(url, calls, settings).run()
     used = load.tree_seconds(process) - before
-    if not done.stdout.strip():
-        raise load.LoadError(f"mlaas bench failed:\n{done.stderr[-1000:]}")
-    told = json.loads(done.stdout.splitlines()[-1])
     return {
-        "req_s": told["req_s"],
-        "p50_ms": told["p50_ms"],
-        "p99_ms": told["p99_ms"],
-        "cpu_us": used / max(1, told["requests"]) * 1e6,
-        "errors": sum(told["errors"].values()),
+        "req_s": report.req_s,
+        "p50_ms": report.p50_ms,
+        "p99_ms": report.p99_ms,
+        "cpu_us": used / max(1, report.requests) * 1e6,
+        "errors": sum(report.errors.values()),
     }
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlaas_ray.client import Client
     from mlaas_ray.client.load import Call, Check, LoadReport, LoadSettings, Tally
 
-# Different requests that are prepared for each model, fewer where they are large.
+# Different requests that are prepared, for all models together; fewer where they are large.
 _CALLS = 1000
 _CALLS_CHECKED = 200
 _BYTES = 16 << 20
@@ -112,8 +112,13 @@ def bench(
     )
     with Client(url) as client:
         names = model or [_only(client)]
-        count = _CALLS_CHECKED if check else _CALLS
-        calls = _in_turn([_calls(client, name, protocol, rows, count) for name in names])
+        count = max(1, (_CALLS_CHECKED if check else _CALLS) // len(names))
+        calls = _in_turn(
+            [
+                _calls(client, name, protocol, rows, range(number * count, (number + 1) * count))
+                for number, name in enumerate(names)
+            ]
+        )
         judge = _references(client, calls) if check else None
     with _Bar(settings) as bar:
         report = Load(url, calls, settings, judge=judge, on_progress=bar.show).run()
@@ -146,8 +151,8 @@ def _only(client: Client) -> str:
     )
 
 
-def _calls(client: Client, model: str, form: Form, rows: int, count: int) -> list[Call]:
-    """Prepare different requests for a model, of random rows."""
+def _calls(client: Client, model: str, form: Form, rows: int, seeds: range) -> list[Call]:
+    """Prepare different requests of random rows: one for each seed, fewer where they are large."""
     from mlaas_ray.client.load import draw_rows, json_call, proto_call, raw_call
 
     make: MakeCall = {
@@ -160,9 +165,9 @@ def _calls(client: Client, model: str, form: Form, rows: int, count: int) -> lis
     width, columns = params.get("width"), params.get("columns")
     if not isinstance(width, int) or width < 1:
         raise ServiceError(f"{client.url} does not say how many values {model} takes", "Ask another model")
-    first = make(model, columns, draw_rows(rows, width, seed=0))
-    count = max(1, min(count, _BYTES // len(first.body)))
-    return [first, *(make(model, columns, draw_rows(rows, width, seed)) for seed in range(1, count))]
+    first = make(model, columns, draw_rows(rows, width, seeds[0]))
+    more = seeds[1 : max(1, _BYTES // len(first.body))]
+    return [first, *(make(model, columns, draw_rows(rows, width, seed)) for seed in more)]
 
 
 def arrow_call(model: str, keys: Sequence[str] | None, rows: Sequence[Sequence[float]]) -> Call:

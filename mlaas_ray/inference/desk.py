@@ -1,8 +1,8 @@
 """Desk: where connections hand in the usual requests, one row each, and get their answers.
 
-What comes in one turn of the event loop and is alike (the same model, the same keys) is one block from then
-on: placed into columns, sent off and written as an answer together, so that a row costs little more than its
-bytes.
+What comes in one turn of the event loop for one model is a block from then on: sent off and written as an
+answer together; and the blocks of all models whose rows are alike are placed into columns together. So a row
+costs little more than its bytes.
 
 The desk takes what it understands at once and leaves the rest: whatever it does not take goes the general
 way, where it is answered or refused. So there is one place that says what is wrong with a request, and this
@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from mlaas_ray.inference.events import Query
 from mlaas_ray.inference.predictor import BULK_ROWS, Predictor
 from mlaas_ray.inference.replies import error_reply
 from mlaas_ray.inference.routes import Routes
-from mlaas_ray.inference.rows import ArrayRow, Keys, SingleRow, fits, place, read_row
+from mlaas_ray.inference.rows import ArrayRow, Placement, SingleRow, place, placement_of, read_row
 from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.status import Status
 from mlaas_ray.inference.wire import read_message, read_row_message, write_each
@@ -68,10 +69,10 @@ class Language:
 
 @dataclass(slots=True)
 class _Block:
-    """Rows of one turn that are alike."""
+    """Rows of one turn that are alike, for one model."""
 
     entry: Entry
-    keys: Keys | None
+    placement: Placement
     language: Language
     since: float
     rows: list[Row] = field(default_factory=list)
@@ -135,16 +136,17 @@ class Desk:
         if row is None:
             return False
         entry = self._entries.get(row.model) or self._routes.glance(row.model)
-        if entry is None or not fits(row, entry.features, entry.width):
+        if entry is None:
             return False
-        keys = row.keys
-        # Keys that are equal are the same object where a program sends them again and again.
-        alike = (entry.key, id(keys), language.path)
+        placement = placement_of(row, entry.features, entry.width)
+        if placement is None:
+            return False
+        alike = (entry.key, placement, language.path)
         block = self._blocks.get(alike)
         if block is None:
             if not self._blocks and not self._full:
                 asyncio.get_running_loop().call_soon(self._send)
-            block = self._blocks[alike] = _Block(entry, keys, language, time.perf_counter())
+            block = self._blocks[alike] = _Block(entry, placement, language, time.perf_counter())
             self._entries[row.model] = entry
         block.rows.append(row)
         block.asked.append((connection, body))
@@ -157,26 +159,36 @@ class Desk:
         """Send off what came in this turn."""
         blocks = [*self._full, *self._blocks.values()]
         self._full, self._blocks, self._entries = [], {}, {}
+        together: dict[tuple[Placement, str], list[_Block]] = {}
         for block in blocks:
-            self._send_block(block)
+            together.setdefault((block.placement, block.language.path), []).append(block)
+        for (placement, _), alike in together.items():
+            self._send_alike(alike, placement)
 
-    def _send_block(self, block: _Block) -> None:
-        entry = block.entry
-        self._status.load.change(len(block.asked))
-
-        def done(answer: Answer) -> None:
-            self._done(block, answer)
-
+    def _send_alike(self, blocks: list[_Block], placement: Placement) -> None:
+        """Send off the blocks whose rows are placed alike."""
+        self._status.load.change(sum([len(block.rows) for block in blocks]))
         try:
-            rows = place(block.rows, block.keys, entry.features, entry.width)
-            bad = np.isinf(rows).any(axis=1)
-            if bad.any():
-                self._set_aside(block, bad)
-                rows = rows[~bad]
-            if len(rows):
-                self._predictor.add(entry, rows, done)
+            rows = place([row for block in blocks for row in block.rows], placement)
+            bad: Any = np.isinf(rows).any(axis=1)
+            any_bad = bad.any()
         except Exception as error:  # the border: whatever it is, the clients get an answer
-            done(error)
+            for block in blocks:
+                self._done(block, error)
+            return
+        start = 0
+        for block in blocks:
+            end = start + len(block.rows)
+            own = rows[start:end]
+            if any_bad and bad[start:end].any():
+                self._set_aside(block, bad[start:end])
+                own = own[~bad[start:end]]
+            if len(own):
+                try:
+                    self._predictor.add(block.entry, own, partial(self._done, block))
+                except Exception as error:
+                    self._done(block, error)
+            start = end
 
     def _set_aside(self, block: _Block, bad: Any) -> None:
         """Refuse the rows with a value that is too large, and keep the others."""

@@ -1,9 +1,9 @@
 """ModelPool: the models in a process's memory, within a budget, and the threads that run them.
 
-What takes no longer than to hand it to a thread is run at once, by the event loop itself. Other models that
-answer in milliseconds share one thread, one after the other: a message with the rows of fifty of them costs
-one hand-over. What may take long (a slow model, thousands of rows, a model still to be loaded) has threads of
-its own, so that nobody waits for it who did not ask for it.
+A call that takes no longer than to hand it to a thread is made at once, by the event loop itself. Other
+models that answer in milliseconds share one thread, one after the other: a message with the rows of fifty of
+them costs one hand-over. What may take long (a slow model, thousands of rows, a model still to be loaded) has
+threads of its own, so that nobody waits for it who did not ask for it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ logger = logging.getLogger("ray.serve")
 # A call that was measured to take no longer (seconds) is not handed to a thread: that would cost 150 us of
 # CPU where there is little to do, and a few dozen requests keep the event loop as long.
 AT_ONCE_S = 0.0005
+# After so long (seconds) of such calls in a row, whatever else the event loop has to do has its turn.
+STRETCH_S = 0.002
 # A model keeps its lock no longer than for as many rows.
 PART_ROWS = 4096
 PATIENT_THREADS = 8
@@ -134,16 +136,29 @@ class ModelPool:
         """
         if patient:
             return list(await asyncio.gather(*(self._run_patiently(key, rows) for key, rows in loads)))
-        present: list[tuple[Loaded, Rows] | None] = []
-        for key, rows in loads:
+        outcomes = [Outcome(None)] * len(loads)
+        longer: dict[int, tuple[Loaded, Rows]] = {}
+        stretch = 0.0
+        for number, (key, rows) in enumerate(loads):
             loaded = self._find(key)
-            present.append(None if loaded is None else (loaded, rows))
             if loaded is None:
                 self._start_loading(key)
-        if _is_brief(present):
-            return _run_all(present)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._quick, _run_all, present)
+                continue
+            if stretch > STRETCH_S:
+                await asyncio.sleep(0)
+                stretch = 0.0
+            # Whom a thread has, only a thread may wait for.
+            if loaded.seconds(len(rows)) > AT_ONCE_S or loaded.lock.locked():
+                longer[number] = loaded, rows
+            else:
+                outcomes[number] = outcome = _run(loaded, rows)
+                stretch += outcome.seconds
+        if longer:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._quick, _run_all, list(longer.values()))
+            for number, outcome in zip(longer, found, strict=True):
+                outcomes[number] = outcome
+        return outcomes
 
     async def prepare(self, key: ModelKey) -> Runtime:
         """Bring a model into memory, so that its next answer is no first one.
@@ -217,20 +232,8 @@ class ModelPool:
         return Loaded(runtime, max(grown, size))
 
 
-def _is_brief(present: Sequence[tuple[Loaded, Rows] | None]) -> bool:
-    """Tell whether calls take little time, and no thread has one of the models."""
-    left = AT_ONCE_S
-    for one in present:
-        if one is not None:
-            loaded, rows = one
-            left -= loaded.seconds(len(rows))
-            if left < 0 or loaded.lock.locked():
-                return False
-    return True
-
-
-def _run_all(present: Sequence[tuple[Loaded, Rows] | None]) -> list[Outcome]:
-    return [Outcome(None) if one is None else _run(*one) for one in present]
+def _run_all(calls: Sequence[tuple[Loaded, Rows]]) -> list[Outcome]:
+    return [_run(*call) for call in calls]
 
 
 def _run(loaded: Loaded, rows: Rows) -> Outcome:

@@ -1,7 +1,7 @@
 """Rows as most programs send them, read by a typed decoder or numbers already, put into a model's columns.
 
-What :func:`read_row` and :func:`read_rows` do not take, or :func:`fits` and :func:`place_many` do not allow,
-is no error yet: :mod:`mlaas_ray.inference.events` reads it in general, and says what is wrong.
+What :func:`read_row` and :func:`read_rows` do not take, or :func:`placement_of` and :func:`place_many` do not
+allow, is no error yet: :mod:`mlaas_ray.inference.events` reads it in general, and says what is wrong.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -20,8 +21,8 @@ from mlaas_ray.core.errors import EventError, nearest
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.flatten import Rows
 
-# Lists of keys whose positions are remembered, and the longest such.
-KNOWN_KEYS = 256
+# Lists of keys, each with the model it is for, whose positions are remembered, and the longest such.
+KNOWN_KEYS = 1024
 LONGEST_KEYS = 1024
 # Bodies around values that are remembered, and the longest such with its values.
 KNOWN_FRAMES = 1024
@@ -171,57 +172,71 @@ def read_rows(body: bytes) -> ManyRows | None:
         return None
 
 
-def fits(row: SingleRow | ArrayRow, spec: FeatureSpec | None, width: int) -> bool:
-    """Tell whether a row may be placed into a model's columns; of the size of its values nothing is said.
+@dataclass(frozen=True, eq=False, slots=True)
+class Placement:
+    """Where the values of a row go in a model's row; one object for all rows alike, whichever their model.
+
+    Attributes:
+        sent: How many values there are.
+        positions: The column of each.
+        width: Columns of the model's row.
+    """
+
+    sent: int
+    positions: Positions
+    width: int
+
+
+def placement_of(row: SingleRow | ArrayRow, spec: FeatureSpec | None, width: int) -> Placement | None:
+    """Say where the values of a row go; of their size nothing is said.
 
     Args:
         row: As it was sent.
         spec: The model's columns; None in a model that came from elsewhere.
         width: Values a row has.
+
+    Returns:
+        None for a row that does not fit.
     """
     values = row.values
-    keys = row.keys if spec is not None else None
-    if len(values) != (width if keys is None else len(keys)) or not len(values):
-        return False
-    if spec is None:
-        return isinstance(values, np.ndarray) or None not in values
-    return keys is None or _known_positions(keys, spec) is not None
+    if spec is None or row.keys is None:
+        placement = _in_order(width)
+    else:
+        known = _known_placement(row.keys, spec)
+        if known is None:
+            return None
+        placement = known
+    if len(values) != placement.sent or not len(values):
+        return None
+    if spec is None and not isinstance(values, np.ndarray) and None in values:
+        return None
+    return placement
 
 
-def place(
-    rows: Sequence[SingleRow | ArrayRow], keys: Keys | None, spec: FeatureSpec | None, width: int
-) -> Rows:
-    """Put rows that fit, all with the same keys, into a model's columns.
-
-    Args:
-        rows: As they were sent.
-        keys: Names of their values.
-        spec: The model's columns.
-        width: Values a row has.
+def place(rows: Sequence[SingleRow | ArrayRow], placement: Placement) -> Rows:
+    """Put rows, all of the same placement, into their models' columns.
 
     Returns:
         ``(events, features)`` float32; infinite where a value is too large for it.
     """
-    sent = len(rows[0].values)
     cells: Rows
     if isinstance(rows[0], ArrayRow):
         cells = np.concatenate([np.asarray(row.values) for row in rows], dtype=np.float32)
     else:
-        cells = _cells([row.values for row in rows], sent)  # type: ignore[misc]
-    values = cells.reshape(len(rows), sent)
-    positions = _known_positions(keys, spec) if keys is not None and spec is not None else None
-    return values if positions is None else scatter(values, positions, width)
+        cells = _cells([row.values for row in rows], placement.sent)  # type: ignore[misc]
+    return scatter(cells.reshape(len(rows), placement.sent), placement.positions, placement.width)
 
 
 def place_row(row: SingleRow | ArrayRow, spec: FeatureSpec | None, width: int) -> Rows | None:
-    """Put the values of one row into a model's columns: :func:`fits` and :func:`place` in one.
+    """Put the values of one row into a model's columns: :func:`placement_of` and :func:`place` in one.
 
     Returns:
         ``(features,)`` float32; None for what does not fit.
     """
-    if not fits(row, spec, width):
+    placement = placement_of(row, spec, width)
+    if placement is None:
         return None
-    placed: Rows = place([row], row.keys, spec, width)[0]
+    placed: Rows = place([row], placement)[0]
     return None if np.isinf(placed).any() else placed
 
 
@@ -244,8 +259,8 @@ def place_many(many: ManyRows, spec: FeatureSpec | None, width: int) -> Rows | N
     placed = cells.reshape(len(rows), sent)
     if keys is None or spec is None:
         return placed
-    positions = _known_positions(keys, spec)
-    return None if positions is None else scatter(placed, positions, width)
+    placement = _known_placement(keys, spec)
+    return None if placement is None else scatter(placed, placement.positions, width)
 
 
 def _cells(rows: Sequence[list[float | None]], sent: int) -> Rows:
@@ -295,28 +310,36 @@ def positions_of(keys: Sequence[Any], spec: FeatureSpec) -> Positions:
     if len(set(positions)) != len(positions):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise EventError(f"the key {twice!r} is given twice", "Send each key once")
-    return _compact(positions, spec)
+    return _placement(tuple(positions), spec.width).positions
 
 
-def _compact(positions: list[int], spec: FeatureSpec) -> Positions:
-    in_order = positions == list(range(spec.width))
-    return slice(None) if in_order else np.array(positions, dtype=np.intp)
+@lru_cache(KNOWN_KEYS)
+def _placement(positions: tuple[int, ...], width: int) -> Placement:
+    """Return the one placement with these positions."""
+    if positions == tuple(range(width)):
+        return _in_order(width)
+    return Placement(len(positions), np.array(positions, dtype=np.intp), width)
 
 
-_placed: dict[tuple[int, Keys], tuple[FeatureSpec, Positions]] = {}
+@lru_cache(KNOWN_KEYS)
+def _in_order(width: int) -> Placement:
+    return Placement(width, slice(None), width)
 
 
-def _known_positions(keys: Keys, spec: FeatureSpec) -> Positions | None:
-    """Return the column of each key, remembered by spec; None when one is unknown or given twice."""
-    found = _placed.get((id(spec), keys))
+_placements: dict[tuple[int, Keys], tuple[FeatureSpec, Placement]] = {}
+
+
+def _known_placement(keys: Keys, spec: FeatureSpec) -> Placement | None:
+    """Return where the values of keys go, remembered by spec; None when one is unknown or given twice."""
+    found = _placements.get((id(spec), keys))
     if found is not None:  # it holds the spec, so that no other has its id
         return found[1]
-    known = [spec.index.get(key, -1) for key in keys]
-    if -1 in known or len(set(known)) != len(known):
+    positions = tuple([spec.index.get(key, -1) for key in keys])
+    if -1 in positions or len(set(positions)) != len(positions):
         return None
-    positions = _compact(known, spec)
+    placement = _placement(positions, spec.width)
     if len(keys) <= LONGEST_KEYS:
-        if len(_placed) >= KNOWN_KEYS:
-            _placed.clear()
-        _placed[id(spec), keys] = spec, positions
-    return positions
+        if len(_placements) >= KNOWN_KEYS:
+            _placements.clear()
+        _placements[id(spec), keys] = spec, placement
+    return placement

@@ -239,4 +239,4 @@ def test_many_lists_of_keys_are_not_all_remembered():
         keys = tuple(columns[shift:] + columns[:shift])[: 1 + number % WIDTH]
         spec = SPEC.model_copy() if number % 3 else SPEC
         assert place_row(SingleRow([1.0] * len(keys), keys=keys), spec, WIDTH) is not None
-    assert len(rows_module._placed) <= KNOWN_KEYS
+    assert len(rows_module._placements) <= KNOWN_KEYS

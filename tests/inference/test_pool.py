@@ -332,10 +332,36 @@ def test_what_takes_less_than_a_hand_over_is_not_handed_over(pool, opened, key):
         assert await threads(("a", 1)) == await threads(("a", 8)) == await threads(("c", 1)) == [""]
         # more rows than were timed
         assert await threads(("a", 9)) == await threads(("b", 1)) == ["quick"]
-        # together they are too much
-        assert await threads(("a", 8), ("c", 1)) == ["quick", "quick"]
+        # each for itself
+        assert await threads(("a", 8), ("b", 1), ("c", 1)) == ["", "quick", ""]
 
     asyncio.run(main())
+
+
+def test_many_brief_calls_let_others_in_between(pool, opened, key):
+    opened.runtimes = {name: Measured({1: 1e-4}, takes=0.003) for name in "abc"}
+
+    async def main():
+        await asyncio.gather(*(pool.prepare(key(name)) for name in "abc"))
+        turns = [0]
+
+        async def others():
+            while True:
+                turns[0] += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(others())
+        await asyncio.sleep(0)
+        before = turns[0]
+        outcomes = await pool.run([(key(name), ROW) for name in "abc"], patient=False)
+        beside.cancel()
+        # each call is longer than a stretch: between two of them the others have a turn
+        assert turns[0] - before == 2
+        return outcomes
+
+    for outcome in asyncio.run(main()):
+        np.testing.assert_array_equal(outcome.answer, expected(ROW))
+    assert {thread for model in opened.runtimes.values() for thread in model.threads} == {""}
 
 
 def test_a_brief_call_does_not_keep_the_event_loop_waiting_for_a_thread(pool, opened, key):

@@ -18,9 +18,9 @@ from mlaas_ray.inference.rows import (
     LONGEST_FRAME,
     ArrayRow,
     SingleRow,
-    fits,
     place,
     place_row,
+    placement_of,
     read_row,
 )
 from tests.serving import SPEC, WIDTH
@@ -194,8 +194,8 @@ def same_keys(draw, value):
 def test_rows_are_placed_alike_together_alone_and_in_general(table):
     keys, values = table
     rows = [SingleRow(row, "toy", keys) for row in values]
-    assert all(fits(row, SPEC, WIDTH) for row in rows)
-    placed = place(rows, keys, SPEC, WIDTH)
+    (placement,) = {placement_of(row, SPEC, WIDTH) for row in rows}
+    placed = place(rows, placement)
     assert (placed.dtype, placed.shape) == (np.float32, (len(rows), WIDTH))
     assert placed.flags.c_contiguous
     for row, together in zip(rows, placed, strict=True):
@@ -219,8 +219,9 @@ def test_rows_are_placed_alike_together_alone_and_in_general(table):
 def test_numbers_are_placed_as_json_is(table):
     keys, values = table
     rows = [ArrayRow(np.float32(row), "toy", keys) for row in values]
-    together = place(rows, keys, SPEC, WIDTH)
-    likewise = place([SingleRow(row, "toy", keys) for row in values], keys, SPEC, WIDTH)
+    placement = placement_of(rows[0], SPEC, WIDTH)
+    together = place(rows, placement)
+    likewise = place([SingleRow(row, "toy", keys) for row in values], placement)
     np.testing.assert_array_equal(together, likewise)
     for row, placed in zip(rows, together, strict=True):
         alone = place_row(row, SPEC, WIDTH)
@@ -249,14 +250,15 @@ def test_numbers_are_placed_as_json_is(table):
 def test_what_fits_is_known_before_it_is_placed(kind, values, keys, spec, fit):
     row = kind(values, "toy", keys)
     for _ in range(2):
-        assert fits(row, spec, WIDTH) is fit
+        placement = placement_of(row, spec, WIDTH)
+        assert (placement is not None) is fit
     if fit:
-        assert place([row, row], row.keys, spec, WIDTH).shape == (2, WIDTH)
+        assert place([row, row], placement).shape == (2, WIDTH)
     else:
         assert place_row(row, spec, WIDTH) is None
 
 
 def test_a_model_without_columns_takes_no_null():
     row = SingleRow([1, 2, None, 4, 5])
-    assert fits(row, SPEC, WIDTH)
-    assert not fits(row, None, WIDTH)
+    assert placement_of(row, SPEC, WIDTH) is not None
+    assert placement_of(row, None, WIDTH) is None
