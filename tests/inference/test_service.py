@@ -29,6 +29,20 @@ def repository(onnx_package, tmp_path, monkeypatch):
     return made
 
 
+@pytest.fixture(scope="module")
+def open_service(onnx_package, tmp_path_factory):
+    """A service on every interface, which wants a token where Ray's own ports are reached."""
+    repository = Repository(tmp_path_factory.mktemp("open") / "models")
+    repository.publish(onnx_package)
+    settings = ServiceSettings(repository=repository.root, host="0.0.0.0", port=free_port())
+    with contextlib.ExitStack() as running:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLAAS_CACHE", str(EXAMINED))
+            patch.delenv("RAY_AUTH_MODE")
+            service = running.enter_context(running_service(settings))
+        yield service
+
+
 def family(pid):
     """The processes of a service: itself, and all that descend from it."""
     process = psutil.Process(pid)
@@ -72,7 +86,7 @@ def haproxy_folders(processes):
     return folders
 
 
-def test_a_stopped_service_leaves_no_process_no_port_and_no_folder(repository):
+def test_a_stopped_service_leaves_no_process_no_port_and_no_folder(served, repository):
     with running_service(ServiceSettings(repository=repository.root, port=free_port())) as service:
         assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
         processes, ports = settled(service)
@@ -83,6 +97,8 @@ def test_a_stopped_service_leaves_no_process_no_port_and_no_folder(repository):
     assert len(gone) == len(processes)
     assert not still_listening(ports)
     assert not [folder for folder in folders if folder.exists()]
+    # nor does it take anything from the other
+    assert httpx.get(f"{served.url}/health", trust_env=False).status_code == 200
 
 
 @pytest.mark.slow
@@ -112,6 +128,7 @@ def test_a_signal_while_it_starts_stops_it(repository):
     assert not psutil.wait_procs(processes, timeout=10)[1]
 
 
+@pytest.mark.slow
 def test_a_service_ends_with_who_started_it(repository, tmp_path):
     script = tmp_path / "start.py"
     script.write_text(
@@ -147,34 +164,32 @@ def test_a_service_that_is_killed_leaves_no_process_no_port_and_no_folder(reposi
         time.sleep(0.1)
 
 
-def test_only_the_services_own_port_is_open_to_other_machines(repository, monkeypatch):
+def test_only_the_services_own_port_is_open_to_other_machines(open_service):
     """And what Ray opens on every interface wants this service's token."""
-    monkeypatch.delenv("RAY_AUTH_MODE")
-    port = free_port()
-    with running_service(ServiceSettings(repository=repository.root, host="0.0.0.0", port=port)) as service:
-        processes, _ = settled(service)
-        places = {
-            (one.laddr.ip, one.laddr.port)
-            for process in processes
-            if "haproxy" in process.name()
-            for one in process.net_connections("tcp")
-            if one.status == psutil.CONN_LISTEN
-        }
-        assert ("0.0.0.0", port) in places
-        assert {ip for ip, number in places if number != port} == {"127.0.0.1"}
-        assert len(places) == 3
-        replica = next(one for one in processes if "ModelReplica" in " ".join(one.cmdline()))
-        codes = set()
-        for one in replica.net_connections("tcp"):
-            if one.status == psutil.CONN_LISTEN:
-                with grpc.insecure_channel(f"127.0.0.1:{one.laddr.port}") as channel:
-                    call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
-                    with pytest.raises(grpc.RpcError) as caught:
-                        call(b"", timeout=10)
-                    codes.add(caught.value.code())
-        # Ray's own port does not know the method
-        assert codes == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
-        assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
+    port = urlsplit(open_service.url).port
+    processes, _ = settled(open_service)
+    places = {
+        (one.laddr.ip, one.laddr.port)
+        for process in processes
+        if "haproxy" in process.name()
+        for one in process.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN
+    }
+    assert ("0.0.0.0", port) in places
+    assert {ip for ip, number in places if number != port} == {"127.0.0.1"}
+    assert len(places) == 3
+    replica = next(one for one in processes if "ModelReplica" in " ".join(one.cmdline()))
+    codes = set()
+    for one in replica.net_connections("tcp"):
+        if one.status == psutil.CONN_LISTEN:
+            with grpc.insecure_channel(f"127.0.0.1:{one.laddr.port}") as channel:
+                call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(b"", timeout=10)
+                codes.add(caught.value.code())
+    # Ray's own port does not know the method
+    assert codes == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
+    assert httpx.get(f"{open_service.url}/health", trust_env=False).status_code == 200
 
 
 @pytest.mark.slow
@@ -189,11 +204,10 @@ def test_a_service_that_is_kept_runs_on_until_it_is_told(repository):
     assert not psutil.wait_procs(processes, timeout=60)[1]
 
 
-def test_two_services_on_a_machine_do_not_meet(served, repository):
-    with running_service(ServiceSettings(repository=repository.root, port=free_port())) as second:
-        one = httpx.get(f"{served.url}/models", trust_env=False).json()
-        two = httpx.get(f"{second.url}/models", trust_env=False).json()
-        assert (len(one), len(two)) == (2, 1)
+def test_two_services_on_a_machine_do_not_meet(served, open_service):
+    one = httpx.get(f"{served.url}/models", trust_env=False).json()
+    two = httpx.get(f"{open_service.url}/models", trust_env=False).json()
+    assert (len(one), len(two)) == (2, 1)
     assert httpx.get(f"{served.url}/health", trust_env=False).status_code == 200
 
 
