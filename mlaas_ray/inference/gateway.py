@@ -7,6 +7,7 @@ import logging
 from functools import partial
 from typing import Any
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
@@ -18,8 +19,9 @@ from mlaas_ray.inference.deployments import Deployments
 from mlaas_ray.inference.desk import Desk
 from mlaas_ray.inference.http import HttpFace
 from mlaas_ray.inference.inspection import inspect_apart
+from mlaas_ray.inference.metrics import Counts
 from mlaas_ray.inference.pool import ModelPool
-from mlaas_ray.inference.predictor import HERE, SHARED, OwnModels, Predictor, Replicas
+from mlaas_ray.inference.predictor import HERE, SHARED, OwnModels, Predictor, Replicas, ask_all
 from mlaas_ray.inference.replica import preload
 from mlaas_ray.inference.routes import Routes
 from mlaas_ray.inference.runtimes import Predictions
@@ -32,6 +34,8 @@ logger = logging.getLogger("ray.serve")
 
 # How often a gateway looks how many replicas there are.
 PULSE_S = 1.0
+# Longest wait for other gateways' counts.
+ANSWER_S = 10.0
 
 
 class Gateway:
@@ -58,6 +62,7 @@ class Gateway:
         self._routes = Routes(catalog, self._predictor.prepare, settings.predict_timeout_s)
         self._repository = catalog.repository
         self._status = Status()
+        self._name = serve.get_replica_context().replica_tag
         self._desk = Desk(self._routes, self._predictor, self._status)
         protocol.install(self._desk if settings.coalesce else None)
         self._face = HttpFace(settings, catalog, self, self._status)
@@ -120,6 +125,30 @@ class Gateway:
             "processes": [_shown(name) | one for name, each in found.items() for one in each],
             "loaded": sorted({model for each in found.values() for one in each for model in one["models"]}),
         }
+
+    def own_counts(self) -> Counts:
+        """Return what this gateway has counted."""
+        batcher = self._predictor.batcher
+        return Counts(
+            gateway=self._name,
+            answered=dict(self._status.answered),
+            models=dict(self._status.models),
+            calls=batcher.calls,
+            rows=batcher.rows,
+            ongoing=self._status.load.ongoing,
+            waiting=batcher.waiting,
+        )
+
+    async def counts(self) -> list[Counts]:
+        """Return what each gateway has counted; one that is on its way out may be missing.
+
+        Raises:
+            TimeoutError: When gateways do not answer.
+        """
+        context = serve.get_replica_context()
+        gateways = serve.get_deployment_handle(context.deployment, context.app_name)
+        answers = await ask_all(gateways, "own_counts", timeout_s=ANSWER_S)
+        return [answer for answer in answers if isinstance(answer, Counts)]
 
     @property
     def inspect(self) -> Inspect:

@@ -30,6 +30,7 @@ from mlaas_ray.inference.catalog import Catalog, Entry
 from mlaas_ray.inference.deployments import Deployments, Wish
 from mlaas_ray.inference.events import Query
 from mlaas_ray.inference.formats import JSON, PROTOBUF, RAW, Format, Target, answer_format, format_of
+from mlaas_ray.inference.metrics import MEDIA_TYPE, Counts, exposition
 from mlaas_ray.inference.params import describe, describe_fully
 from mlaas_ray.inference.replies import error_reply, json_reply
 from mlaas_ray.inference.runtimes import Predictions
@@ -83,6 +84,10 @@ class Backend(Protocol):
         """Return what the service is doing, and what is in memory; fails when no replica answers."""
         ...
 
+    async def counts(self) -> list[Counts]:
+        """Return what each gateway has counted."""
+        ...
+
     @property
     def deployments(self) -> Deployments:
         """The models with replicas of their own."""
@@ -129,8 +134,9 @@ class HttpFace:
             self._route("/deployments/{model}", "DELETE", self.withdraw),
             self._route("/status", "GET", self.status),
             self._route("/health", "GET", self.health),
+            self._route("/metrics", "GET", self.metrics),
         ]
-        app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+        app = Starlette(routes=routes, exception_handlers={HTTPException: self._refuse})
         app.router.redirect_slashes = False
         return app
 
@@ -230,6 +236,10 @@ class HttpFace:
             raise BusyError("no model replica answers", "Try again in some seconds")
         return json_reply({"status": "ok"})
 
+    async def metrics(self, _request: Request) -> Response:
+        """Report what all gateways have counted, for Prometheus."""
+        return Response(exposition(await self._backend.counts()), media_type=MEDIA_TYPE)
+
     async def list_deployments(self, _request: Request) -> Response:
         """List the models with replicas of their own."""
         return json_reply(await self._backend.deployments.listed())
@@ -246,6 +256,12 @@ class HttpFace:
         name = check_name(request.path_params["model"])
         await self._backend.deployments.withdraw(name)
         return json_reply({"withdrawn": name})
+
+    async def _refuse(self, request: Request, error: Exception) -> Response:
+        """Answer what is for no route."""
+        reply = error_reply(error, request)
+        self._status.count(request.method, reply.status_code)
+        return reply
 
     def _route(self, path: str, method: str, handler: Handler) -> Route:
         async def answer(request: Request) -> Response:
@@ -344,7 +360,3 @@ def _decode(data: bytes) -> bytes:
         return base64.b64decode(re.sub(rb"\s", b"", data), validate=True)
     except binascii.Error as error:
         raise PackageError(f"the part model is not base64: {error}", "Leave Content-Encoding out") from None
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    return error_reply(error, request)

@@ -121,14 +121,7 @@ class Replicas:
 
     async def _everywhere(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
         """Ask every replica; there may be none."""
-        from ray.serve.exceptions import DeploymentUnavailableError
-
-        try:
-            answers = await self._handle.broadcast(method, *args).results_async(
-                timeout_s=timeout_s, return_exceptions=True
-            )
-        except DeploymentUnavailableError:
-            return []
+        answers = await ask_all(self._handle, method, *args, timeout_s=timeout_s)
         good = [answer for answer in answers if not isinstance(answer, BaseException)]
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -139,6 +132,25 @@ class Replicas:
                 if not good:
                     raise answer
         return good
+
+
+async def ask_all(handle: DeploymentHandle[Any], method: str, *args: Any, timeout_s: float) -> list[Any]:
+    """Ask every replica of a deployment; there may be none.
+
+    Returns:
+        What each answered, or its exception.
+
+    Raises:
+        TimeoutError: When they do not answer in time.
+    """
+    from ray.serve.exceptions import DeploymentUnavailableError
+
+    try:
+        return await handle.broadcast(method, *args).results_async(
+            timeout_s=timeout_s, return_exceptions=True
+        )
+    except DeploymentUnavailableError:
+        return []
 
 
 class OwnModels:

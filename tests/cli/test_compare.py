@@ -42,6 +42,7 @@ def mlaas(shelf: Repository, job: Path) -> Callable[..., Result]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_published_model_is_compared_with_a_folder(
     mlaas: Callable[..., Result], job: Path, shelf: Repository, tmp_path: Path

@@ -12,6 +12,7 @@ import numpy as np
 from mlaas_ray.core.package import ModelPackage, write_package
 from mlaas_ray.inference.catalog import Catalog, Entry
 from mlaas_ray.inference.http import HttpFace
+from mlaas_ray.inference.metrics import Counts
 from mlaas_ray.inference.settings import ServiceSettings
 from mlaas_ray.inference.status import Status
 from mlaas_ray.inference.uploads import Inspect
@@ -26,6 +27,7 @@ class Answering:
         self.catalog = catalog
         self.error: Exception | None = None
         self.failed: dict[int, str] = {}
+        self.counted: list[Counts] = []
 
     async def find(self, model: str) -> Entry:
         return self.catalog.find(model)
@@ -49,6 +51,9 @@ class Answering:
 
     async def state(self) -> dict[str, Any]:
         return {"loaded": [], "ready": True}
+
+    async def counts(self) -> list[Counts]:
+        return self.counted
 
     @property
     def deployments(self) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -177,6 +178,8 @@ def test_no_caller_notices_that_replicas_and_gateways_are_killed(service, bench,
     url, pid = service("--replicas", "2", "--gateways", "2", "--predict-in", where)
     asking = bench(url, 60)
     time.sleep(3)
+    counted = httpx.get(f"{url}/metrics", trust_env=False).text
+    assert len(re.findall(r"^mlaas_calls_total\{", counted, re.MULTILINE)) == 2
     for number in range(10):
         found = replicas(pid, ("ModelReplica", "Gateway")[number % 2])
         # one that is being replaced still is no reason to take the last one too

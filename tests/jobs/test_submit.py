@@ -63,7 +63,7 @@ def cluster() -> Iterator[str]:
             family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
             for process in family:
                 process.terminate()
-            for process in psutil.wait_procs(family, timeout=10)[1]:
+            for process in psutil.wait_procs(family, timeout=3)[1]:
                 process.kill()
             head.wait(10)
 
