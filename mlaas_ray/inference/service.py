@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import http.client
+import io
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -243,11 +244,13 @@ def _stop_gently(settings: ServiceSettings) -> None:
     """
     ray_processes = [] if settings.address else psutil.Process().children()
     stopping = threading.Thread(target=_shut_down, args=(settings,), daemon=True)
-    stopping.start()
-    deadline = time.monotonic() + STOP_TIMEOUT_S / 2
-    while stopping.is_alive() and time.monotonic() < deadline and all(map(_lives, ray_processes)):
-        stopping.join(0.1)
-    stopping.join(2)
+    # Ray tells standard output that Serve's controller died, which is what a stop is for.
+    with redirect_stdout(io.StringIO()):
+        stopping.start()
+        deadline = time.monotonic() + STOP_TIMEOUT_S / 2
+        while stopping.is_alive() and time.monotonic() < deadline and all(map(_lives, ray_processes)):
+            stopping.join(0.1)
+        stopping.join(2)
 
 
 def _shut_down(settings: ServiceSettings) -> None:

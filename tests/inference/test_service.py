@@ -109,6 +109,7 @@ def test_a_signal_to_the_whole_terminal_stops_it_too(repository, number):
     ports = listening(processes)
     os.killpg(process.pid, number)
     assert process.wait(60) == 0
+    assert process.stdout.read() == ""
     process.stdout.close()
     assert not psutil.wait_procs(processes, timeout=5)[1]
     assert not still_listening(ports)
