@@ -167,6 +167,19 @@ class Deployments:
         await self.look()
         await asyncio.to_thread(stop, name)
 
+    async def resume(self) -> None:
+        """Start the replicas that are wanted and not there: the service was stopped meanwhile, or is another.
+
+        Until they answer, those for all models do.
+
+        Raises:
+            JobError: When they do not start.
+        """
+        wishes = await asyncio.to_thread(self._wishes.all)
+        missing = {name: wish for name, wish in wishes.items() if await self._find(name) is None}
+        if missing:
+            await asyncio.to_thread(start, self._settings, missing, wait=False)
+
     async def listed(self) -> list[dict[str, Any]]:
         """Return the wishes, and how many replicas there are."""
         wishes = await asyncio.to_thread(self._wishes.all)
@@ -192,11 +205,10 @@ class Deployments:
 
     async def _find(self, name: str) -> Replicas | None:
         from ray import serve
-        from ray.serve.exceptions import RayServeException
 
         try:
             handle = await asyncio.to_thread(serve.get_deployment_handle, DEPLOYMENT, application(name))
-        except RayServeException:
+        except KeyError:  # there is no such application
             return None
         return Replicas(handle, self._settings)
 

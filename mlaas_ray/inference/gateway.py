@@ -166,6 +166,12 @@ class Gateway:
     async def _beat(self) -> None:
         """Look how many replicas there are, for as long as the gateway lives; meet the models meanwhile."""
         meeting: asyncio.Task[None] | None = None
+        # one of several gateways is enough
+        if serve.get_replica_context().rank.rank == 0:
+            try:
+                await self.deployments.resume()
+            except Exception as error:  # those for all models answer
+                logger.warning("models wait for replicas of their own: %s", error)
         while True:
             try:
                 await self.deployments.look()

@@ -141,8 +141,6 @@ def _start(settings: ServiceSettings) -> None:
     from ray import serve
 
     from mlaas_ray.inference.app import APPLICATION, build_app
-    from mlaas_ray.inference.deployments import Wishes, start
-    from mlaas_ray.repository import Repository
 
     # What it says in passing is in its log files.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -171,8 +169,6 @@ def _start(settings: ServiceSettings) -> None:
         host = settings.host if settings.address else LOOPBACK
         serve.start(http_options={"host": host, "port": settings.port}, proxy_location="HeadOnly")
         serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
-        # Until their replicas answer, those for all models do.
-        start(settings, Wishes(Repository(settings.repository)).all(), wait=False)
     except RuntimeError as error:
         raise ServiceError(f"the service did not start: {_gist(error)}", "See Ray's logs") from error
 

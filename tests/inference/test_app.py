@@ -14,6 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from mlaas_ray.core.errors import JobError
 from mlaas_ray.inference.app import app_builder, build_app
+from mlaas_ray.inference.deployments import Wish, Wishes
 from mlaas_ray.inference.environment import HOOK, environment, preferred
 from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
 from mlaas_ray.repository import Repository
@@ -86,7 +87,9 @@ def test_the_documented_settings_are_those_there_are_with_their_defaults():
 
 
 def test_serve_run_serves_the_config_on_ray_serves_own_proxy(onnx_package, tmp_path):
-    Repository(tmp_path / "models").publish(onnx_package)
+    repository = Repository(tmp_path / "models")
+    repository.publish(onnx_package)
+    Wishes(repository).keep("toy", Wish())
     config = yaml.safe_load(CONFIG.read_text())
     port = config["http_options"]["port"] = free_port()
     (tmp_path / "local.yaml").write_text(yaml.safe_dump(config))
@@ -116,6 +119,15 @@ def test_serve_run_serves_the_config_on_ray_serves_own_proxy(onnx_package, tmp_p
                 pass
             time.sleep(0.1)
         assert reply is not None
+        assert reply.json() == pytest.approx([1.0])
+        # and starts what models were given before
+        for _ in range(300):
+            (own,) = httpx.get(f"http://127.0.0.1:{port}/deployments", timeout=60, trust_env=False).json()
+            if own["replicas"]:
+                break
+            time.sleep(0.1)
+        assert (own["model"], own["replicas"]) == ("toy", 1)
+        reply = httpx.post(f"http://127.0.0.1:{port}/json", json=body, timeout=60, trust_env=False)
         assert reply.json() == pytest.approx([1.0])
     finally:
         process.send_signal(signal.SIGINT)

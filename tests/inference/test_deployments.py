@@ -113,13 +113,15 @@ class Applications:
 
     def __init__(self, monkeypatch) -> None:
         self.running: dict[str, Wish] = {}
+        self.starts: list[tuple[set[str], bool]] = []
         self.replicas = 1
         self.error: JobError | None = None
         monkeypatch.setattr(module, "start", self.start)
         monkeypatch.setattr(module, "stop", lambda name: self.running.pop(name, None))
         monkeypatch.setattr(Deployments, "_find", self.find)
 
-    def start(self, _settings, wishes):
+    def start(self, _settings, wishes, *, wait=True):
+        self.starts.append((set(wishes), wait))
         self.running |= wishes
         if self.error:
             raise self.error
@@ -177,6 +179,24 @@ def test_a_model_is_answered_from_its_own_replicas_until_they_are_withdrawn(repo
         assert applications.running == {}
         with pytest.raises(ModelMissingError, match="no replicas of its own"):
             await gateway.deployments.withdraw("toy")
+
+    asyncio.run(main())
+
+
+def test_what_a_stopped_service_had_is_started_again_and_nothing_twice(repository, applications):
+    async def main():
+        await Gateway(repository).deployments.resume()
+        assert applications.starts == []
+        wishes = Wishes(repository)
+        wishes.keep("toy", Wish(cpus=2))
+        wishes.keep("other", Wish())
+        applications.running["other"] = Wish()
+        await Gateway(repository).deployments.resume()
+        # not waited for: a cluster may have no place for it yet
+        assert applications.starts == [({"toy"}, False)]
+        assert applications.running["toy"] == Wish(cpus=2)
+        await Gateway(repository).deployments.resume()
+        assert len(applications.starts) == 1
 
     asyncio.run(main())
 
