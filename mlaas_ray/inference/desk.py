@@ -180,14 +180,14 @@ class Desk:
         for block in blocks:
             end = start + len(block.rows)
             own = rows[start:end]
-            if any_bad and bad[start:end].any():
-                self._set_aside(block, bad[start:end])
-                own = own[~bad[start:end]]
-            if len(own):
-                try:
+            try:
+                if any_bad and bad[start:end].any():
+                    self._set_aside(block, bad[start:end])
+                    own = own[~bad[start:end]]
+                if len(own):
                     self._predictor.add(block.entry, own, partial(self._done, block))
-                except Exception as error:
-                    self._done(block, error)
+            except Exception as error:
+                self._done(block, error)
             start = end
 
     def _set_aside(self, block: _Block, bad: Any) -> None:

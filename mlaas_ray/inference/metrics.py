@@ -17,6 +17,8 @@ from mlaas_ray.inference.status import BUCKETS_S, Times
 
 __all__ = ["MEDIA_TYPE", "Counts", "exposition"]
 
+_BOUNDS = (*map(str, BUCKETS_S), "+Inf")
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -77,8 +79,7 @@ class _Families:
             for (method, code), count in one.answered.items():
                 requests.add_metric([name, method, str(code)], count)
             for model, times in one.models.items():
-                bounds = [*map(str, BUCKETS_S), "+Inf"]
-                buckets = list(zip(bounds, accumulate(times.buckets()), strict=True))
+                buckets = list(zip(_BOUNDS, accumulate(times.buckets()), strict=True))
                 seconds.add_metric([name, model], buckets, times.seconds)
                 predicted.add_metric([name, model], times.rows)
             calls.add_metric([name], one.calls)
