@@ -63,6 +63,7 @@ class Gateway:
         self._repository = catalog.repository
         self._status = Status()
         self._name = serve.get_replica_context().replica_tag
+        self._gateways: DeploymentHandle[Any] | None = None
         self._desk = Desk(self._routes, self._predictor, self._status)
         protocol.install(self._desk if settings.coalesce else None)
         self._face = HttpFace(settings, catalog, self, self._status)
@@ -145,9 +146,13 @@ class Gateway:
         Raises:
             TimeoutError: When gateways do not answer.
         """
-        context = serve.get_replica_context()
-        gateways = serve.get_deployment_handle(context.deployment, context.app_name)
-        answers = await ask_all(gateways, "own_counts", timeout_s=ANSWER_S)
+        if self._gateways is None:
+            context = serve.get_replica_context()
+            # in a thread: it asks Serve's controller and waits
+            self._gateways = await asyncio.to_thread(
+                serve.get_deployment_handle, context.deployment, context.app_name
+            )
+        answers = await ask_all(self._gateways, "own_counts", timeout_s=ANSWER_S)
         return [answer for answer in answers if isinstance(answer, Counts)]
 
     @property

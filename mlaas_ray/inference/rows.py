@@ -199,14 +199,8 @@ def placement_of(row: SingleRow | ArrayRow, spec: FeatureSpec | None, width: int
         None for a row that does not fit.
     """
     values = row.values
-    if spec is None or row.keys is None:
-        placement = _in_order(width)
-    else:
-        known = _known_placement(row.keys, spec)
-        if known is None:
-            return None
-        placement = known
-    if len(values) != placement.sent or not len(values):
+    placement = _in_order(width) if spec is None or row.keys is None else _known_placement(row.keys, spec)
+    if placement is None or len(values) != placement.sent or not len(values):
         return None
     if spec is None and not isinstance(values, np.ndarray) and None in values:
         return None
@@ -313,12 +307,14 @@ def positions_of(keys: Sequence[Any], spec: FeatureSpec) -> Positions:
     return _placement(tuple(positions), spec.width).positions
 
 
-@lru_cache(KNOWN_KEYS)
 def _placement(positions: tuple[int, ...], width: int) -> Placement:
-    """Return the one placement with these positions."""
     if positions == tuple(range(width)):
         return _in_order(width)
     return Placement(len(positions), np.array(positions, dtype=np.intp), width)
+
+
+# the one placement with these positions, of models whose specs are equal
+_shared_placement = lru_cache(KNOWN_KEYS)(_placement)
 
 
 @lru_cache(KNOWN_KEYS)
@@ -337,9 +333,10 @@ def _known_placement(keys: Keys, spec: FeatureSpec) -> Placement | None:
     positions = tuple([spec.index.get(key, -1) for key in keys])
     if -1 in positions or len(set(positions)) != len(positions):
         return None
-    placement = _placement(positions, spec.width)
-    if len(keys) <= LONGEST_KEYS:
-        if len(_placements) >= KNOWN_KEYS:
-            _placements.clear()
-        _placements[id(spec), keys] = spec, placement
+    if len(keys) > LONGEST_KEYS:
+        return _placement(positions, spec.width)
+    placement = _shared_placement(positions, spec.width)
+    if len(_placements) >= KNOWN_KEYS:
+        _placements.clear()
+    _placements[id(spec), keys] = spec, placement
     return placement

@@ -6,7 +6,7 @@ from mlaas_ray.core.errors import EventError
 from mlaas_ray.core.features import Feature, FeatureSpec, ObjectRule
 from mlaas_ray.inference import rows as rows_module
 from mlaas_ray.inference.events import Query
-from mlaas_ray.inference.rows import KNOWN_KEYS, SingleRow, place_row, read_row
+from mlaas_ray.inference.rows import KNOWN_KEYS, LONGEST_KEYS, SingleRow, place_row, read_row
 from tests.serving import SPEC, WIDTH
 
 NAN = float("nan")
@@ -240,3 +240,20 @@ def test_many_lists_of_keys_are_not_all_remembered():
         spec = SPEC.model_copy() if number % 3 else SPEC
         assert place_row(SingleRow([1.0] * len(keys), keys=keys), spec, WIDTH) is not None
     assert len(rows_module._placements) <= KNOWN_KEYS
+
+
+def test_long_lists_of_keys_are_placed_and_not_remembered():
+    width = LONGEST_KEYS + 1
+    spec = FeatureSpec.of([Feature(name=f"x{number:05d}", kind="flat") for number in range(width)])
+    keys = spec.columns[::-1]
+    values = [float(number) for number in range(width)]
+    before = len(rows_module._placements), rows_module._shared_placement.cache_info().currsize
+    np.testing.assert_array_equal(
+        place_row(SingleRow(values, keys=keys), spec, width), np.float32(values[::-1])
+    )
+    query = Query(orjson.dumps({"keys": keys, "values": values}))
+    np.testing.assert_array_equal(query.rows(spec, width)[0], np.float32([values[::-1]]))
+    assert (
+        len(rows_module._placements),
+        rows_module._shared_placement.cache_info().currsize,
+    ) == before
