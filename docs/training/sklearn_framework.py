@@ -32,7 +32,6 @@ class Sgd(Network):
         from sklearn.linear_model import SGDClassifier
 
         self.setup, self.group = setup, setup.group
-        self.offset, self.scale = setup.features.affine()
         self.model = SGDClassifier(loss="log_loss", learning_rate="constant", eta0=0.1, shuffle=False)
         self.model.partial_fit(np.zeros((2, setup.width)), [0, 1], classes=[0, 1])
         self.model.intercept_[:] = 0
@@ -40,7 +39,8 @@ class Sgd(Network):
     def step(self, batch: Any, events: int) -> Any:
         answers = self.predict(batch.x)
         if len(batch):
-            self.model.partial_fit(self.normalised(batch.x), batch.y, sample_weight=batch.weight)
+            x = self.setup.features.normalised(batch.x)
+            self.model.partial_fit(x.astype(float), batch.y, sample_weight=batch.weight)
         own = np.append(self.model.coef_, self.model.intercept_) * len(batch) / events
         mean = self.group.sum(own.astype(np.float32)).astype(float)
         self.model.coef_, self.model.intercept_ = mean[None, :-1], mean[-1:]
@@ -50,7 +50,7 @@ class Sgd(Network):
         return np.concatenate(steps)
 
     def predict(self, x: Any) -> Any:
-        score = self.normalised(x) @ self.model.coef_[0] + self.model.intercept_[0]
+        score = self.setup.features.normalised(x) @ self.model.coef_[0] + self.model.intercept_[0]
         return (1 / (1 + np.exp(-score)))[:, None].astype(np.float32)
 
     def set_rate(self, learning_rate: float) -> None:
@@ -71,9 +71,6 @@ class Sgd(Network):
         linear.bias.data = torch.tensor(self.model.intercept_, dtype=torch.float32)
         whole = complete(self.setup, torch.nn.Sequential(linear, torch.nn.Sigmoid()), masked=False)
         return [write_onnx(whole, self.setup, folder)]
-
-    def normalised(self, x: Any) -> Any:
-        return np.where(np.isfinite(x), (x - self.offset) * self.scale, 0.0).astype(float)
 
 
 framework = Sklearn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
@@ -20,7 +21,12 @@ from mlaas_ray.core.statistics import Statistics as Statistics  # known by this 
 
 SCHEMA_VERSION: Literal[2] = 2
 
-Normalisation = Literal["minmax", "standard", "robust", "none"]
+Normalisation = Literal["softclip", "standard", "robust", "minmax", "none"]
+
+# Where ``softclip`` ends, in deviations.
+BOUND = 5.0
+# Interquartile range of a normal distribution, in deviations.
+_QUARTILES = 1.349
 
 # A Python float: numpy's own would have a comparison done in float32, where a wide range overflows.
 _FLOAT32_TINY = float(np.finfo(np.float32).tiny)
@@ -91,6 +97,8 @@ class FeatureSpec(BaseModel):
         select: Which events it was made for; a service answers for others too.
         normalisation: How the model's first layer scales a value: ``minmax`` to [0, 1], ``standard`` to
             zero mean and unit deviation, ``robust`` to zero median and unit interquartile range, or ``none``.
+            ``softclip`` scales to zero median and the deviation that a normal distribution of that
+            interquartile range has, then bends tails smoothly towards ``bound``.
         entries: Events the statistics were made from.
     """
 
@@ -184,10 +192,11 @@ class FeatureSpec(BaseModel):
         """Return ``offset`` and ``scale``, each ``(features,)``: normalised = (x - offset) * scale.
 
         A column whose values are all equal is shifted to zero and not scaled; one that was never seen is
-        left as it is. With ``robust``, one whose middle half is all equal is scaled by its deviation.
+        left as it is. With ``robust`` and ``softclip``, one whose middle half is all equal is scaled by its
+        deviation. With ``softclip``, :attr:`bound` comes after that.
 
         Raises:
-            FeatureError: With ``robust``, when the statistics have no quantiles.
+            FeatureError: With ``robust`` and ``softclip``, when the statistics have no quantiles.
         """
         offset = np.zeros(self.width)
         scale = np.ones(self.width)
@@ -202,6 +211,19 @@ class FeatureSpec(BaseModel):
             if spread > _FLOAT32_TINY:
                 scale[columns] = 1.0 / spread
         return offset.astype(np.float32), scale.astype(np.float32)
+
+    @property
+    def bound(self) -> float:
+        """Where tails end: a value z becomes z / sqrt(1 + (z / bound)**2); infinity leaves it as it is."""
+        return BOUND if self.normalisation == "softclip" else math.inf
+
+    def normalised(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return values ``(events, features)`` as a network takes them, 0 where nothing finite is."""
+        offset, scale = self.affine()
+        with np.errstate(invalid="ignore", over="ignore"):
+            z = (x - offset) * scale
+            z /= np.sqrt(1 + np.square(z / np.float32(self.bound)))
+        return np.where(np.isfinite(x), z, np.float32(0))
 
     @cached_property
     def digest(self) -> str:
@@ -257,7 +279,10 @@ def _extent(seen: Statistics, normalisation: Normalisation) -> tuple[float, floa
         return seen.mean, seen.std
     if not seen.quantiles:
         raise FeatureError("the statistics have no quantiles to normalise by", "Make the features anew")
-    return seen.quantiles[0.5], (seen.quantiles[0.75] - seen.quantiles[0.25]) or seen.std
+    quartiles = seen.quantiles[0.75] - seen.quantiles[0.25]
+    return seen.quantiles[0.5], (
+        quartiles / _QUARTILES if normalisation == "softclip" else quartiles
+    ) or seen.std
 
 
 def _digest(content: Any) -> str:

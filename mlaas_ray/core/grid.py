@@ -215,8 +215,8 @@ class GridSpec(FeatureSpec):
 
         Scalars are scaled as in a vector. An image has one scale and no offset, so that an empty cell
         stays 0: it is divided by the size of an object's weight, that is the largest (``minmax``), the root
-        mean square (``standard``), or the larger of the quartiles (``robust``). One that counts is left as
-        it is.
+        mean square (``standard``), or the larger of the quartiles (``robust``, ``softclip``). One that
+        counts is left as it is.
         """
         offset = np.zeros(self.width, np.float32)
         scale = np.ones(self.width, np.float32)

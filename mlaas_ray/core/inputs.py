@@ -133,7 +133,8 @@ class InputSettings(Settings):
         include: Branch names or globs; left out, every numeric branch.
         exclude: Branch names or globs to leave out.
         objects: By collection (``Jet`` for every jagged ``Jet_*``) or branch.
-        normalise: How the model's first layer scales: ``minmax`` | ``standard`` | ``robust`` | ``none``.
+        normalise: How the model's first layer scales: ``softclip`` | ``standard`` | ``robust`` | ``minmax`` |
+            ``none``.
     """
 
     representation: Literal["vector", "grid"] = "vector"
@@ -142,7 +143,7 @@ class InputSettings(Settings):
     include: Names | None = None
     exclude: Names = ()
     objects: dict[str, ObjectSettings] = Field(default_factory=dict)
-    normalise: Normalisation = "minmax"
+    normalise: Normalisation = "softclip"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

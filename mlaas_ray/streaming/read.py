@@ -38,7 +38,7 @@ def read_root(
     select: str | None = None,
     label: float | str = 0.0,
     weight: str | None = None,
-    normalisation: Normalisation = "minmax",
+    normalisation: Normalisation = "softclip",
     part: Part = WHOLE,
     key: Sequence[str] | None = None,
     seed: int = 0,

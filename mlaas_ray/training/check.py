@@ -61,6 +61,8 @@ def check_model(
             f"the framework {chosen.name!r} cannot do {task.kind}", nearest(task.kind, chosen.tasks)
         )
     _check_monitor(task, settings)
+    if settings.average and "average" not in chosen.defaults:
+        raise JobError(f"train.average: {chosen.name} does not average weights", "Leave it out")
     code = find_model(model, chosen)
     setup = Setup(code, dict(options or {}), features, task, settings.filled(chosen.defaults), Group())
     own = code.builtin and source.builtin and code.name == chosen.models[0]
@@ -84,7 +86,7 @@ def check_model(
 def _check_monitor(task: Task, settings: TrainSettings) -> None:
     """Refuse early stopping by what the validation events of such a task do not tell."""
     measures = ["validation_loss", *(set(scores_of(task).summary()) - {"loss", "events"})]
-    if settings.early_stopping is not None and settings.early_stopping.monitor not in measures:
+    if settings.early_stopping and settings.early_stopping.monitor not in measures:
         monitor = settings.early_stopping.monitor
         raise JobError(
             f"early_stopping.monitor: {monitor} is no measure of {task.kind}", nearest(monitor, measures)

@@ -101,7 +101,7 @@ def fit(
     """
     source = find_framework(framework)
     chosen = load_framework(source)
-    task, settings = task or Task(), (settings or TrainSettings()).filled(chosen.defaults)
+    task, settings = task or Task(), (settings or TrainSettings()).filled(chosen.defaults, expected)
     check_model(model, framework, features, task=task, options=options, settings=settings)
     where = str(storage)
     if filesystem is None and "://" not in where:

@@ -34,6 +34,8 @@ class Normaliser:
 
     def __init__(self, setup: Setup, *, masked: bool) -> None:
         self._offset, self._scale = setup.features.affine()
+        bound = setup.features.bound
+        self._bend = np.float32(1 / bound**2)
         self._masked = masked
         self._threads = max(1, int(setup.settings.cpus_per_worker or 1))
         self._pool = ThreadPoolExecutor(self._threads, "normalise")
@@ -53,7 +55,7 @@ class Normaliser:
 
         def normalise(part: int) -> None:
             own = slice(edges[part], edges[part + 1])
-            _loop()(table, rows[own], self._offset, self._scale, values[own], mask[own])
+            _loop()(table, rows[own], self._offset, self._scale, self._bend, values[own], mask[own])
 
         waiting = [self._pool.submit(normalise, part) for part in range(1, parts)]
         normalise(0)
@@ -81,7 +83,7 @@ def _loop() -> Callable[..., None]:
 
     largest = np.finfo(np.float32).max
 
-    def normalise(table: Any, rows: Any, offset: Any, scale: Any, values: Any, mask: Any) -> None:
+    def normalise(table: Any, rows: Any, offset: Any, scale: Any, bend: Any, values: Any, mask: Any) -> None:
         columns = table.shape[1]
         for number in range(len(rows)):
             row = rows[number]
@@ -89,7 +91,13 @@ def _loop() -> Callable[..., None]:
                 value = table[row, column]
                 # False for NaN and infinities
                 there = abs(value) <= largest
-                values[number, column] = (value - offset[column]) * scale[column] if there else np.float32(0)
+                z = (value - offset[column]) * scale[column]
+                values[number, column] = z if there else np.float32(0)
+        if bend > 0:
+            for number in range(len(rows)):
+                for column in range(columns):
+                    z = values[number, column]
+                    values[number, column] = z / np.sqrt(np.float32(1) + bend * z * z)
         if len(mask) > 0:
             for number in range(len(rows)):
                 row = rows[number]

@@ -73,6 +73,17 @@ class EarlyStopping(Settings):
     min_delta: float = Field(default=0.0, ge=0.0)
 
 
+# What frameworks that take steps do when a job says nothing: small data is seen more often, so that there are
+# enough steps to learn from; a network that gains nothing for long is left at its best.
+MOST_EPOCHS = 60
+NETWORK_DEFAULTS: Mapping[str, Any] = {
+    "epochs": 12,
+    "steps": 2000,
+    "learning_rate": 2e-3,
+    "early_stopping": EarlyStopping(patience=15),
+}
+
+
 class CheckpointSettings(Settings):
     """When the state of a run is written, beside the end of each epoch.
 
@@ -97,14 +108,17 @@ class TrainSettings(Settings):
         batch_size: Events of one optimisation step over all workers together, so that the number of
             workers does not change what is learnt.
         epochs: Times each event is seen; for trees, how many of them there will be. Left out, what suits the
-            framework.
+            framework: a network sees few events up to 60 times, many 12 times.
         learning_rate: Step size of AdamW, or the weight of a tree. Left out, what suits the framework.
         schedule: How it changes. Left out, along half a cosine to zero; for trees, not at all.
         weight_decay: Decoupled weight decay of AdamW.
+        average: Decay, per step, of the moving average of the weights, which is judged and exported in
+            their place; 0 for none. Left out, 0.995 with PyTorch; the other frameworks have none.
         clip: Norm to which a longer gradient is cut; left out, none is.
         precision: Of the network's arithmetic on GPUs; weights stay in float32.
         loss: For targets: ``mse``, ``mae`` or ``huber``, in deviations of the target.
-        early_stopping: When to end early; left out, never.
+        early_stopping: When to end early; ``false`` for never. Left out, networks stop after 15 epochs
+            without a lower validation loss, trees never.
         checkpoint: When the state is written.
         shuffle_bytes: Memory of one worker for mixing events. When the events of all workers fit, they are
             read once and kept for all epochs; else they stream through windows of half this size.
@@ -120,10 +134,11 @@ class TrainSettings(Settings):
     learning_rate: float | None = Field(default=None, gt=0.0)
     schedule: Annotated[ScheduleSettings | None, word("kind")] = None
     weight_decay: float = Field(default=1e-4, ge=0.0)
+    average: float | None = Field(default=None, ge=0.0, lt=1.0)
     clip: float | None = Field(default=None, gt=0.0)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     loss: Literal["mse", "mae", "huber"] = "mse"
-    early_stopping: Annotated[EarlyStopping, word("monitor")] | None = None
+    early_stopping: Annotated[EarlyStopping, word("monitor")] | Literal[False] | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
     shuffle_bytes: int = Field(default=1024**3, ge=1024)
     max_failures: int = Field(default=0, ge=0)
@@ -146,9 +161,20 @@ class TrainSettings(Settings):
         """How the step size changes."""
         return self.schedule or ScheduleSettings()
 
-    def filled(self, defaults: Mapping[str, Any]) -> TrainSettings:
-        """Return settings with a framework's own defaults for what was left out."""
-        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+    def filled(self, defaults: Mapping[str, Any], events: int = 0) -> TrainSettings:
+        """Return settings with a framework's own defaults for what was left out.
+
+        Args:
+            defaults: By name of the setting; ``steps`` is the least number of steps, which raises ``epochs``
+                where there are few events.
+            events: Training events of an epoch, about; 0 for not known.
+        """
+        missing = {
+            name: value for name, value in defaults.items() if name != "steps" and getattr(self, name) is None
+        }
+        if "epochs" in missing and events:
+            wanted = math.ceil(defaults.get("steps", 0) * self.batch_size / events)
+            missing["epochs"] = max(missing["epochs"], min(MOST_EPOCHS, wanted))
         return self.model_copy(update=missing)
 
 

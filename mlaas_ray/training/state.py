@@ -70,7 +70,7 @@ class Progress:
         """Look at an epoch that has ended; return whether its network is the best so far."""
         self._look_at_plateau(entry["validation_loss"], settings)
         rule = settings.early_stopping
-        if rule is None:
+        if not rule:
             return False
         value = {**entry["scores"], "validation_loss": entry["validation_loss"]}[rule.monitor]
         sign = -1.0 if rule.monitor in FALLING else 1.0

@@ -61,7 +61,8 @@ def recipe_job(
     )
     identifier = _branches(given.get("identifier")) or list(IDENTIFIER)
     inputs: dict[str, Any] = {
-        "exclude": [*identifier, *_branches(given.get("exclude_branches")), *changes["exclude"]]
+        "exclude": [*identifier, *_branches(given.get("exclude_branches")), *changes["exclude"]],
+        "normalise": "minmax",
     }
     selected = _branches(given.get("selected_branches"))
     if selected:
@@ -86,7 +87,12 @@ def recipe_job(
         "split": {"train": 0.64, "validation": 0.16, "test": 0.2},
         "model": model,
         "framework": framework or _framework(model),
-        "train": {"epochs": given.get("epochs", 10), "batch_size": given.get("batch_size", 50)},
+        # so many epochs, and the weights after the last of them
+        "train": {
+            "epochs": given.get("epochs", 10),
+            "batch_size": given.get("batch_size", 50),
+            "early_stopping": False,
+        },
         "storage": storage,
     }
     return Job.of(content, "the recipe").checked(Path.cwd())

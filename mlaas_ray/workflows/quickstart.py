@@ -131,8 +131,7 @@ def _write_job(folder: Path, files: dict[Process, Path], framework: str) -> Path
             process: {"files": str(file), "tree": TREE, "label": int(process == "signal")}
             for process, file in files.items()
         },
-        # momenta have long tails, which min-max would squeeze into a corner
-        "inputs": {"exclude": ["run", "event"], "normalise": "standard"},
+        "inputs": {"exclude": ["run", "event"]},
         "split": {"validation": 0.2},
         "framework": framework,
         "train": {"workers": WORKERS, "epochs": EPOCHS},

@@ -103,6 +103,30 @@ class TestAffine:
         with pytest.raises(FeatureError, match="no quantiles to normalise by"):
             FeatureSpec.of([old], normalisation="robust").affine()
 
+    def test_softclip_gives_median_and_deviation_of_the_bulk_and_bends_tails_towards_a_bound(self) -> None:
+        bulk = np.random.default_rng(0).normal(50.0, 2.0, 10_000)
+        tails = np.array([-999.0, 1e6, 50.0, np.inf, np.nan])
+        made = FeatureSpec.of(
+            [Feature(name="x", kind="flat", statistics=Statistics.of(np.concatenate([bulk, tails])))],
+            normalisation="softclip",
+        )
+        z = made.normalised(np.concatenate([bulk, tails])[:, None].astype(np.float32))[:, 0]
+        assert z.dtype == np.float32
+        straight = (bulk - 50.0) / 2.0
+        assert z[:10_000] == pytest.approx(straight / np.sqrt(1 + (straight / 5) ** 2), abs=0.05)
+        assert z[10_000:] == pytest.approx([-5.0, 5.0, 0.0, 0.0, 0.0], abs=0.03)
+        assert np.corrcoef(z[:10_000], straight)[0, 1] > 0.99
+
+    @pytest.mark.parametrize("normalisation", ["none", "minmax", "standard", "robust"])
+    def test_the_others_bend_nothing(self, normalisation: str) -> None:
+        values = np.random.default_rng(0).exponential(30.0, (1000, 1)).astype(np.float32)
+        made = FeatureSpec.of(
+            [Feature(name="x", kind="flat", statistics=Statistics.of(values))],
+            normalisation=normalisation,  # type: ignore[arg-type]
+        )
+        offset, scale = made.affine()
+        np.testing.assert_array_equal(made.normalised(values), (values - offset) * scale)
+
     def test_all_columns_of_a_jagged_branch_are_scaled_alike(self) -> None:
         offset, scale = spec().affine()
         np.testing.assert_array_equal(offset[2:], np.full(5, 2.0))

@@ -200,3 +200,9 @@ def test_a_parameter_that_nobody_would_look_at_is_refused(
     with pytest.raises(ModelError) as caught:
         check_model(None, framework, toy_features, settings=settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("framework", ["keras", "xgboost"])
+def test_weights_are_averaged_by_pytorch_alone(toy_features: FeatureSpec, framework: str) -> None:
+    with pytest.raises(JobError, match=f"train.average: {framework} does not average weights"):
+        check_model(None, framework, toy_features, settings=TrainSettings(average=0.9))

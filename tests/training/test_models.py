@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlaas_ray.core import Feature, FeatureSpec, GridSpec
+from mlaas_ray.core import Feature, FeatureSpec, GridSpec, Statistics
 from mlaas_ray.core.errors import ModelError
 from mlaas_ray.core.grid import Axis, Channel, View
 from mlaas_ray.core.task import Task
@@ -19,8 +19,10 @@ from mlaas_ray.training.frameworks.models import (
     Image,
     halvings,
     images_of,
+    lacking,
     objects_of,
     options_of,
+    waved,
 )
 from mlaas_ray.training.group import Group
 from mlaas_ray.training.settings import TrainSettings
@@ -295,6 +297,49 @@ def test_objects_are_pooled_as_is_said(in_a_process: Callable[..., Any], pool: s
     x[:3, JETS] = mask[:3, JETS] = 0.0  # events without a jet
     answers, by_hand = in_a_process("torch", pooled_by_hand, setup, x, mask)
     assert answers == pytest.approx(by_hand, abs=1e-5)
+
+
+def waves_by_hand(setup: Any, x: Any, mask: Any) -> Any:
+    """Return a network's answers, and how it comes to them by plain numpy."""
+    framework = setup_framework(setup)
+    framework.prepare(threads=1, seed=5, precision="float32")
+    module = framework.ours(setup)
+    framework.run(module, x, mask)  # which makes Keras' weights
+    if setup.settings.parameters["framework"] == "torch":
+        body, (layer,) = module.body, torch_layers(module)
+        weights = (body.frequencies, body.phases, body.mixtures, layer.weight.T, layer.bias)
+        weights = tuple(weight.detach().numpy() for weight in weights)
+        count = sum(parameter.numel() for parameter in module.parameters())
+    else:
+        (layer,) = keras_layers(module)
+        weights = tuple(np.asarray(weight) for weight in (*module.waves.weights, *layer.get_weights()))
+        count = sum(int(np.prod(weight.shape)) for weight in module.trainable_weights)
+    assert count == sum(weight.size for weight in weights)
+    frequencies, phases, mixtures, kernel, bias = weights
+    mixed = np.einsum("ncf,cfm->ncm", np.cos(x[:, :, None] * frequencies + phases), mixtures)
+    seen = np.concatenate([x, mixed.reshape(len(x), -1), mask[:, 3:]], axis=1)  # 3: what every event has
+    return framework.run(module, x, mask), seen @ kernel + bias
+
+
+@pytest.mark.parametrize("framework", LAYERED)
+def test_columns_are_also_seen_through_cosines_and_what_may_lack_through_its_mask(
+    in_a_process: Callable[..., Any], framework: str
+) -> None:
+    task = Task(kind="regression", names=("m", "n"))
+    setup = of(framework, setup_of(framework, "periodic", {"hidden": (), "frequencies": 5}, task))
+    x, mask = rows(50, VECTOR.width)
+    answers, by_hand = in_a_process(framework, waves_by_hand, setup, x, mask)
+    assert answers == pytest.approx(by_hand, abs=1e-4)
+    assert np.ptp(by_hand, axis=0).min() > 0.1
+
+
+def test_cells_of_images_are_not_seen_through_cosines() -> None:
+    assert (waved(VECTOR), waved(grid())) == (VECTOR.width, 1)
+    np.testing.assert_array_equal(lacking(VECTOR), np.arange(3, 11))
+    assert len(lacking(grid())) == 0
+    seen = Statistics.of([1.0, np.nan])
+    flat = FeatureSpec.of([Feature(name="a", kind="flat", statistics=seen), Feature(name="b", kind="flat")])
+    np.testing.assert_array_equal(lacking(flat), [0])
 
 
 def jagged(framework: str, x: Any, mask: Any, options: Any, kernels: Any) -> Any:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,11 +15,17 @@ from mlaas_ray.training.normalised import Normaliser
 from mlaas_ray.training.settings import TrainSettings
 
 WIDTH = 1000
-SEEN = Statistics(count=4, min=-2.0, max=6.0, mean=0.5, std=0.3)
+SEEN = Statistics(count=4, min=-2.0, max=6.0, mean=0.5, std=0.3, quantiles={0.25: -1.0, 0.5: 0.5, 0.75: 2.0})
 
 
-def normaliser(cpus: float, *, masked: bool) -> Normaliser:
-    features = FeatureSpec.of([Feature(name=f"v{i}", kind="flat", statistics=SEEN) for i in range(WIDTH)])
+def spec(**changes: Any) -> FeatureSpec:
+    return FeatureSpec.of(
+        [Feature(name=f"v{i}", kind="flat", statistics=SEEN) for i in range(WIDTH)], **changes
+    )
+
+
+def normaliser(cpus: float, *, masked: bool, features: FeatureSpec | None = None) -> Normaliser:
+    features = features or spec()
     framework = load_framework("torch")
     settings = TrainSettings(cpus_per_worker=cpus)
     setup = Setup(find_model("mlp", framework), {}, features, Task(), settings, Group())
@@ -49,6 +57,15 @@ def test_values_are_those_of_the_formula_and_0_where_there_is_none(
     np.testing.assert_array_equal(values, expected)
     assert values.dtype == mask.dtype == np.float32
     np.testing.assert_array_equal(mask, there.astype(np.float32) if masked else np.empty((0, 0)))
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_tails_are_bent_as_the_features_say(cpus: float) -> None:
+    features, given = spec(normalisation="softclip"), batch(None)
+    values, mask = normaliser(cpus, masked=True, features=features)(given)
+    np.testing.assert_allclose(values, features.normalised(given.table), rtol=1e-6, atol=1e-7)
+    assert np.abs(values).max() < features.bound
+    np.testing.assert_array_equal(mask, np.isfinite(given.table))
 
 
 def test_rows_of_a_table_are_a_batch() -> None:

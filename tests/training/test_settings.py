@@ -8,6 +8,7 @@ import pytest
 
 from mlaas_ray.core.errors import JobError
 from mlaas_ray.training.settings import (
+    NETWORK_DEFAULTS,
     EarlyStopping,
     ScheduleSettings,
     TrainSettings,
@@ -103,6 +104,21 @@ def test_what_was_left_out_is_filled_with_what_suits_the_framework() -> None:
     own = TrainSettings.of({"schedule": "linear", "learning_rate": 1e-5}, "test").filled(defaults)
     assert (own.epochs, own.learning_rate, own.rates.kind) == (100, 1e-5, "linear")
     assert TrainSettings().filled({}).rates == ScheduleSettings(kind="cosine")
+
+
+@pytest.mark.parametrize(
+    ("events", "epochs"),
+    [(0, 12), (1_000, 60), (10_000, 52), (100_000, 12), (10_000_000, 12)],
+)
+def test_few_events_are_seen_more_often_so_that_there_are_enough_steps(events: int, epochs: int) -> None:
+    assert TrainSettings().filled(NETWORK_DEFAULTS, events).epochs == epochs
+    assert TrainSettings(epochs=3).filled(NETWORK_DEFAULTS, events).epochs == 3
+
+
+def test_networks_stop_early_unless_that_is_refused() -> None:
+    assert TrainSettings().filled(NETWORK_DEFAULTS).early_stopping == EarlyStopping(patience=15)
+    own = TrainSettings.of({"early_stopping": False}, "test").filled(NETWORK_DEFAULTS)
+    assert own.early_stopping is False
 
 
 def test_one_word_stands_for_settings_of_which_it_is_the_first() -> None:

@@ -201,6 +201,32 @@ def saved_and_loaded(task: Any, before: Any) -> Any:
     return after, same, moved
 
 
+def averaged_by_hand(steps: int) -> Any:
+    """Return what a network answers, and what it does with the mean of its weights, by the formula."""
+    import torch
+
+    x = np.random.default_rng(0).normal(0, 1, (20, 3)).astype(np.float32)
+    trained = network()
+    mean = [parameter.detach().clone() for parameter in trained._full.parameters()]
+    for step in range(steps):
+        learn(trained, range(step, step + 1))
+        decay = min(0.995, (step + 1) / (step + 10))
+        own = [*trained._full.parameters()]
+        mean = [decay * a + (1 - decay) * b.detach() for a, b in zip(mean, own, strict=True)]
+    judged = trained.predict(x)
+    with torch.no_grad():
+        for parameter, value in zip(trained._full.parameters(), mean, strict=True):
+            parameter.copy_(value)
+        return judged, trained._full(torch.from_numpy(x)).numpy()
+
+
+def test_what_is_judged_is_the_mean_of_the_weights_over_the_last_steps(
+    in_a_process: Callable[..., Any],
+) -> None:
+    judged, by_hand = in_a_process("torch", averaged_by_hand, 30)
+    assert judged == pytest.approx(by_hand, abs=1e-6)
+
+
 @pytest.mark.parametrize("task", [BINARY, TARGETS], ids=lambda task: task.kind)
 def test_a_run_goes_on_from_its_state_as_if_nothing_had_been(
     in_a_process: Callable[..., Any], task: Task

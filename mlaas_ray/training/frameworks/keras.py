@@ -23,6 +23,7 @@ from mlaas_ray.training.frameworks.models import MODELS
 from mlaas_ray.training.frameworks.modules import module_of
 from mlaas_ray.training.metrics import EPSILON, HUBER
 from mlaas_ray.training.normalised import Normaliser
+from mlaas_ray.training.settings import NETWORK_DEFAULTS
 
 PREDICT_ROWS = 8192
 
@@ -33,7 +34,7 @@ class Keras:
     name = "keras"
     models = tuple(MODELS)
     tasks = ("binary", "multiclass", "regression")
-    defaults = {"epochs": 12, "learning_rate": 2e-3}  # noqa: RUF012
+    defaults = NETWORK_DEFAULTS
     model_format: ModelFormat = "savedmodel"
     # gradients leave TensorFlow as numpy arrays
     collective_on_gpu = "gloo"
@@ -116,6 +117,7 @@ class KerasNetwork(Network):
         self._task = setup.task
         self._clip = setup.settings.clip
         self._offset, self._scale = setup.features.affine()
+        self._bend = 1 / setup.features.bound**2
         self._normalise = Normaliser(setup, masked=masked)
         self._group = group
         self._forward(np.zeros((2, setup.width), np.float32), training=False)  # makes the variables
@@ -141,6 +143,8 @@ class KerasNetwork(Network):
         # False for NaN and infinities, in every runtime that follows IEEE 754
         valid = tf.abs(x) <= np.finfo(np.float32).max
         values = tf.where(valid, (x - self._offset) * self._scale, tf.zeros_like(x))
+        if self._bend:
+            values /= tf.sqrt(1 + self._bend * values * values)
         return self._answers(values, tf.cast(valid, tf.float32), training=training)
 
     def _answers(self, values: Any, mask: Any, *, training: bool) -> Any:

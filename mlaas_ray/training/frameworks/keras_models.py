@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlaas_ray.training.framework import Setup
 from mlaas_ray.training.frameworks.models import (
+    FREQUENCY,
+    MIXTURES,
     Cnn,
     DeepSets,
     Image,
     MaskedLinear,
     Mlp,
+    Periodic,
     halvings,
     images_of,
+    lacking,
     objects_of,
     options_of,
+    waved,
 )
 
 
@@ -33,10 +39,14 @@ def build(setup: Setup) -> Any:
         rest += _hidden(options.hidden[1:], options.dropout)
         rest += [layers.Dense(setup.task.outputs)] if options.hidden else []
         return module(_masked, first=first, rest=[*rest, layers.Activation(ending)])
-    if isinstance(options, Mlp):
+    if isinstance(options, Mlp) and not isinstance(options, Periodic):
         rest = [*_hidden(options.hidden, options.dropout), layers.Dense(setup.task.outputs, ending)]
         return module(_values_only, rest=rest)
     rest = [*_hidden(options.hidden, options.dropout), layers.Dense(setup.task.outputs, ending)]  # type: ignore[attr-defined]
+    if isinstance(options, Periodic):
+        columns = waved(setup.features)
+        waves = _periodic_layer()(columns, options.frequencies)
+        return module(_periodic, columns=columns, missing=lacking(setup.features), waves=waves, rest=rest)
     if isinstance(options, DeepSets):
         parts = objects_of(setup.features)
         networks = [_hidden(options.objects, 0.0) for _ in parts.collections]
@@ -112,6 +122,34 @@ def _jagged_layer() -> Any:
             return y if self.presence is None else y + self.presence(there)
 
     return JaggedArrayLinear
+
+
+@functools.cache
+def _periodic_layer() -> Any:
+    from keras import initializers, layers, ops
+
+    class Waves(layers.Layer):  # type: ignore[misc]
+        def __init__(self, columns: int, frequencies: int) -> None:
+            super().__init__()
+            shape = (columns, frequencies)
+            normal, uniform = initializers.RandomNormal, initializers.RandomUniform
+            self.frequencies = self.add_weight(shape, normal(0.0, FREQUENCY * 2 * math.pi))
+            self.phases = self.add_weight(shape, uniform(-math.pi, math.pi))
+            self.mixtures = self.add_weight((*shape, MIXTURES), normal(0.0, 1 / math.sqrt(frequencies)))
+
+        def call(self, x: Any) -> Any:
+            waves = ops.cos(ops.expand_dims(x, 2) * self.frequencies + self.phases)
+            mixed = ops.einsum("ncf,cfm->ncm", waves, self.mixtures)
+            return ops.reshape(mixed, (-1, mixed.shape[1] * mixed.shape[2]))
+
+    return Waves
+
+
+def _periodic(self: Any, x: Any, there: Any, training: bool | None) -> Any:
+    from keras import ops
+
+    seen = [x, self.waves(x[:, : self.columns]), ops.take(there, self.missing, axis=1)]
+    return _through(self.rest, ops.concatenate(seen, axis=1), training)
 
 
 def _values_only(self: Any, x: Any, there: Any, training: bool | None) -> Any:

@@ -36,6 +36,26 @@ class Mlp(Settings):
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
+class Periodic(Mlp):
+    """A multilayer perceptron that also sees cosines of each column, and which values there are.
+
+    After Gorishniy et al., On Embeddings for Numerical Features in Tabular Deep Learning, NeurIPS 2022: a
+    value z becomes z and three mixtures of cos(2 pi f z + phase) over learnt frequencies f.
+
+    Attributes:
+        frequencies: Cosines of each column.
+    """
+
+    hidden: Sizes = (256, 128)
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    frequencies: int = Field(default=8, ge=1)
+
+
+# Mixtures of the cosines of a column; deviation of the first frequencies, per unit of a normalised value.
+MIXTURES = 3
+FREQUENCY = 0.1
+
+
 class MaskedLinear(Mlp):
     """The same, but its first layer also sees which values there are: see ``jagged_array_linear``."""
 
@@ -74,7 +94,9 @@ class Cnn(Settings):
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
+# The first is the usual one.
 MODELS: dict[str, type[Settings]] = {
+    "periodic": Periodic,
     "mlp": Mlp,
     "masked_linear": MaskedLinear,
     "deepsets": DeepSets,
@@ -141,6 +163,22 @@ def objects_of(features: FeatureSpec) -> Objects:
         np.array(flat, dtype=np.int64),
         tuple(Collection(name, np.array(parts, dtype=np.int64).T) for (name, _), parts in found.items()),
     )
+
+
+def waved(features: FeatureSpec) -> int:
+    """Return how many columns, the first ones, are seen through cosines: all but an image's cells."""
+    return images_of(features).scalars if isinstance(features, GridSpec) else features.width
+
+
+def lacking(features: FeatureSpec) -> Integers:
+    """Return the columns in which some events have no value: ``(n,)``."""
+    found: list[int] = []
+    for feature in [] if isinstance(features, GridSpec) else features.features:
+        seen = feature.statistics
+        if feature.kind == "jagged" or (seen and seen.nan + seen.infinite + seen.missing > 0):
+            start = features.starts[feature.name]
+            found += range(start, start + len(feature.columns))
+    return np.array(found, dtype=np.int64)
 
 
 @dataclass(frozen=True)

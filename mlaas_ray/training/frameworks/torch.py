@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import json
 import logging
@@ -20,6 +21,7 @@ from mlaas_ray.training.frameworks.models import MODELS
 from mlaas_ray.training.frameworks.modules import module_of
 from mlaas_ray.training.metrics import EPSILON, HUBER
 from mlaas_ray.training.normalised import Normaliser
+from mlaas_ray.training.settings import NETWORK_DEFAULTS
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,7 @@ class Torch:
     name = "torch"
     models = tuple(MODELS)
     tasks = ("binary", "multiclass", "regression")
-    defaults = {"epochs": 12, "learning_rate": 2e-3}  # noqa: RUF012
+    defaults = {**NETWORK_DEFAULTS, "average": 0.995}  # noqa: RUF012
     model_format: ModelFormat = "onnx"
     collective_on_gpu = "nccl"
     kind = "torch.nn.Module"
@@ -140,6 +142,10 @@ class TorchNetwork(Network):
             self._full.parameters(), lr=1e-3, weight_decay=settings.weight_decay, fused=True
         )
         self._scale = torch.tensor(setup.task.scale or (1.0,), device=self._device)
+        self._decay = settings.average or 0.0
+        self._steps = 0
+        # what is judged and exported: the mean of the weights over the last steps, or these themselves
+        self._averaged: Any = copy.deepcopy(self._full) if self._decay else self._full
 
     def stage(self, batch: Batch) -> tuple[Any, ...]:
         """Bring a batch to the device, filled up to two rows with events of no weight.
@@ -185,6 +191,7 @@ class TorchNetwork(Network):
             torch.nn.utils.clip_grad_norm_(self._full.parameters(), self._clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self._average()
         return torch.Tensor.detach(prediction)[:count]
 
     def collect(self, steps: list[Any]) -> Floats:
@@ -197,15 +204,15 @@ class TorchNetwork(Network):
         """Return the answers to raw values."""
         import torch
 
-        self._full.eval()
+        self._averaged.eval()
         try:
             with torch.no_grad():
                 parts = [
-                    self._full(self._tensor(x[i : i + PREDICT_ROWS])).cpu().numpy()
+                    self._averaged(self._tensor(x[i : i + PREDICT_ROWS])).cpu().numpy()
                     for i in range(0, len(x), PREDICT_ROWS)
                 ]
         finally:
-            self._full.train()
+            self._averaged.train()
         return np.concatenate(parts) if parts else np.empty((0, self._task.outputs), np.float32)
 
     def set_rate(self, learning_rate: float) -> None:
@@ -229,6 +236,8 @@ class TorchNetwork(Network):
                 total = self._group.sum(buffer.detach().cpu().numpy().astype(np.float32))
                 with torch.no_grad():
                     buffer.copy_(torch.from_numpy(total / self._group.size))
+        for own, averaged in zip(self._full.buffers(), self._averaged.buffers(), strict=True):
+            averaged.copy_(own)
 
     def save(self, folder: Path) -> None:
         """Write the state of network and optimiser into a folder."""
@@ -238,6 +247,8 @@ class TorchNetwork(Network):
             "network": self._full.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "averaged": self._averaged.state_dict(),
+            "steps": self._steps,
         }
         torch.save(state, folder / "torch.pt")
 
@@ -247,18 +258,33 @@ class TorchNetwork(Network):
         self._full.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
+        self._averaged.load_state_dict(state["averaged"])
+        self._steps = state["steps"]
 
     def warm_start(self, folder: Path) -> None:
         """Begin with the weights of another run."""
-        self._full.load_state_dict(self._read(folder)["network"])
+        state = self._read(folder)
+        for module in (self._full, self._averaged):
+            module.load_state_dict(state.get("averaged", state["network"]))
 
     def export(self, folder: Path) -> list[str]:
         """Write ``model.onnx`` and ``model.pt2``: one file each, any number of rows."""
-        full = self._full.cpu().eval()
+        full = self._averaged.cpu().eval()
         file = write_onnx(full, self._setup, folder, program=PROGRAM)
         full.to(self._device)
         full.train()
         return [file, PROGRAM]
+
+    def _average(self) -> None:
+        """Let the averaged weights follow those of the last step; in the first steps, more closely."""
+        import torch
+
+        if not self._decay:
+            return
+        self._steps += 1
+        share = 1 - min(self._decay, self._steps / (9 + self._steps))
+        with torch.no_grad():
+            torch._foreach_lerp_([*self._averaged.parameters()], [*self._full.parameters()], share)
 
     def _read(self, folder: Path) -> dict[str, Any]:
         import torch
@@ -362,6 +388,8 @@ def complete(setup: Setup, body: torch.nn.Module, *, masked: bool) -> Any:
         # False for NaN and infinities, in every runtime that follows IEEE 754
         valid = x.abs() <= float(np.finfo(np.float32).max)
         values = torch.where(valid, (x - self.offset) * self.scale, torch.zeros_like(x))
+        if self.bend:
+            values = values / torch.sqrt(1 + self.bend * values * values)
         answers: torch.Tensor = self.answering(values, valid.to(x.dtype))
         return answers
 
@@ -371,4 +399,5 @@ def complete(setup: Setup, body: torch.nn.Module, *, masked: bool) -> Any:
         centre=torch.tensor(setup.task.offset or (0.0,)),
         spread=torch.tensor(setup.task.scale or (1.0,)),
     )
-    return module(forward, raw=True, answering=answering, offset=offset, scale=scale)
+    bend = 1 / setup.features.bound**2
+    return module(forward, raw=True, answering=answering, offset=offset, scale=scale, bend=bend)

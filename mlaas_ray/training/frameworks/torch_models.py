@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlaas_ray.training.framework import Setup
 from mlaas_ray.training.frameworks.models import (
+    FREQUENCY,
+    MIXTURES,
     Cnn,
     DeepSets,
     Image,
     MaskedLinear,
     Mlp,
+    Periodic,
     halvings,
     images_of,
+    lacking,
     objects_of,
     options_of,
+    waved,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +35,9 @@ def build(setup: Setup) -> torch.nn.Module:
 
     options = options_of(setup)
     outputs = setup.task.outputs
-    if isinstance(options, MaskedLinear):
+    if isinstance(options, Periodic):
+        body = _periodic(setup, options)
+    elif isinstance(options, MaskedLinear):
         body = _masked_linear(setup.width, options, outputs)
     elif isinstance(options, Mlp):
         body = module(_values_only, layers=_dense(setup.width, options.hidden, outputs, options.dropout))
@@ -65,7 +73,7 @@ def _function_modules() -> tuple[Any, Any]:
             super().__init__()
             self.function = function
             for name, child in children.items():
-                if isinstance(child, torch.Tensor):
+                if isinstance(child, torch.Tensor) and not isinstance(child, nn.Parameter):
                     self.register_buffer(name, child, persistent=False)
                 else:
                     setattr(self, name, child)
@@ -106,6 +114,33 @@ def _values_only(self: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
 
 def _ended(self: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     answer: torch.Tensor = self.ending(self.body(x, mask))
+    return answer
+
+
+def _periodic(setup: Setup, options: Periodic) -> torch.nn.Module:
+    import torch
+    from torch import nn
+
+    columns, missing = waved(setup.features), lacking(setup.features)
+    shape = (columns, options.frequencies)
+    width = setup.width + columns * MIXTURES + len(missing)
+    return module(
+        _periodic_forward,
+        columns=columns,
+        missing=torch.from_numpy(missing),
+        frequencies=nn.Parameter(torch.randn(shape) * FREQUENCY * 2 * math.pi),
+        phases=nn.Parameter((2 * torch.rand(shape) - 1) * math.pi),
+        mixtures=nn.Parameter(torch.randn(*shape, MIXTURES) / math.sqrt(options.frequencies)),
+        layers=_dense(width, options.hidden, setup.task.outputs, options.dropout),
+    )
+
+
+def _periodic_forward(self: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    waves = torch.cos(x[:, : self.columns, None] * self.frequencies + self.phases)
+    mixed = torch.einsum("ncf,cfm->ncm", waves, self.mixtures)
+    answer: torch.Tensor = self.layers(torch.cat([x, mixed.flatten(1), mask[:, self.missing]], dim=1))
     return answer
 
 
