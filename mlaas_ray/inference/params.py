@@ -90,6 +90,7 @@ def describe_fully(entry: Entry, versions: list[int]) -> dict[str, Any]:
         "example": {"event": example_event(features)} if features else {"values": [1.0] * entry.width},
         "features": features.model_dump(mode="json", exclude=unseen) if features else None,
         "classes": entry.package.labels,
+        "task": task.model_dump(mode="json") if (task := entry.package.task) else None,
         "metrics": entry.package.metrics,
         "signature": entry.package.signature.model_dump(mode="json"),
     }
