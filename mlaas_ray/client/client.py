@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +26,19 @@ _MOST_BYTES = 4 << 20
 _MOST_ROWS = 16384
 
 
+# How often a service that has no room for such a request is asked again, a second later each time.
+_MOST_TRIES = 30
+
+
 class _TooLargeError(ServiceError):
     """A body, or the rows made of it, of more bytes than the service takes."""
+
+
+class _BusyError(ServiceError):
+    """The service has no room for so many rows at the moment."""
+
+
+_KINDS = {413: _TooLargeError, 503: _BusyError}
 
 
 class Client:
@@ -150,6 +162,7 @@ class Client:
         import numpy as np
 
         answers: list[Any] = []
+        tries = 0
         start, most = 0, max(1, min(_MOST_ROWS, _MOST_BYTES * rows // max(size, 1)))
         while start < rows or not answers:
             stop = min(start + most, rows)
@@ -166,12 +179,16 @@ class Client:
                 most = (stop - start) // 2
                 continue
             except ServiceError as error:
+                tries += 1
+                if isinstance(error, _BusyError) and tries < _MOST_TRIES:
+                    time.sleep(1)
+                    continue
                 if stop - start == rows:
                     raise
                 raise ServiceError(f"of rows {start} to {stop - 1}: {error.message}", error.remedy) from None
             answers.append(np.frombuffer(reply.content, "<f4").reshape(-1, int(reply.headers["X-Outputs"])))
             model = reply.headers.get("X-Model", model)
-            start = stop
+            start, tries = stop, 0
         return np.concatenate(answers)
 
     def _only_model(self) -> str:
@@ -268,7 +285,7 @@ class Client:
             ) from None
         if reply.is_success:
             return reply
-        raise (_TooLargeError if reply.status_code == 413 else ServiceError)(_reason(reply))
+        raise _KINDS.get(reply.status_code, ServiceError)(_reason(reply))
 
 
 def _reason(reply: httpx.Response) -> str:

@@ -41,10 +41,7 @@ def example_event(spec: FeatureSpec) -> dict[str, Any]:
             return event
         conditions = {name: _as_conditions(value) for name, value in event.items()}
         if _is_taken(conditions, spec):
-            for name, value in event.items():  # numbers again, where they will do
-                if _is_taken(conditions | {name: value}, spec):
-                    conditions[name] = value
-            return conditions
+            return _with_numbers(conditions, event, list(event), spec)
     return first
 
 
@@ -57,6 +54,19 @@ def _event(spec: FeatureSpec, length: int) -> dict[str, Any]:
         count = branch["length"] if branch["kind"] == "fixed" and branch["length"] is not None else length
         event[name] = high if branch["kind"] in ("flat", None) else [high, *[low] * (count - 1)][:count]
     return event
+
+
+def _with_numbers(
+    taken: dict[str, Any], numbers: dict[str, Any], names: list[str], spec: FeatureSpec
+) -> dict[str, Any]:
+    """Give these branches of an event numbers again, where they will do; in halves, since few will not."""
+    changed = taken | {name: numbers[name] for name in names}
+    if _is_taken(changed, spec):
+        return changed
+    if len(names) == 1:
+        return taken
+    half = len(names) // 2
+    return _with_numbers(_with_numbers(taken, numbers, names[:half], spec), numbers, names[half:], spec)
 
 
 def _short(value: float) -> float:

@@ -150,9 +150,14 @@ def face(tmp_path_factory: pytest.TempPathFactory, onnx_package: Any) -> Face:
 def asked(face: Face, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A client of the HTTP face in this process, and the requests that it sent."""
     sent: list[httpx.Request] = []
+    busy: list[int] = []  # statuses of the next replies
 
     def handle(request: httpx.Request) -> httpx.Response:
         sent.append(request)
+        if busy:
+            return httpx.Response(
+                busy.pop(), json={"error": "the queue is full"}, headers={"Retry-After": "1"}
+            )
         # the name as the client wrote it
         path = request.url.raw_path.decode()
         got = face.request(request.method, path, content=request.read(), headers=dict(request.headers))
@@ -160,7 +165,7 @@ def asked(face: Face, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespa
 
     with Client("http://face") as made:
         made._http = httpx.Client(base_url="http://face", transport=httpx.MockTransport(handle))
-        yield SimpleNamespace(client=made, sent=sent)
+        yield SimpleNamespace(client=made, sent=sent, busy=busy)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -291,3 +296,20 @@ def test_a_table_is_given_alone_and_its_model_may_be_the_only_one(asked: SimpleN
         asked.client.predict("toy", {"MET_pt": [1.0]}, keys=["MET_pt"])
     with pytest.raises(ServiceError, match="no model is named, and the service has 3"):
         asked.client.predict(events={"MET_pt": [1.0]})
+
+
+def test_many_rows_wait_for_a_busy_service(asked: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", waited.append)
+    table = {"MET_pt": np.ones(20, np.float32)}
+    asked.busy.extend([503] * 3)
+    assert asked.client.predict("toy", table).shape == (20, 1)
+    assert waited == [1] * 3
+    asked.busy.extend([503] * 100)
+    with pytest.raises(ServiceError, match="the queue is full"):
+        asked.client.predict("toy", table)
+    assert len(waited) < 40
+    asked.busy[:] = [400]
+    with pytest.raises(ServiceError, match="the queue is full"):
+        asked.client.predict("toy", table)
+    assert not asked.busy
