@@ -320,10 +320,10 @@ def _as_array(answers: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """Turn arrays into lists, and NaN into null, which JSON has."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if isinstance(value, Mapping):  # also of an awkward record
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

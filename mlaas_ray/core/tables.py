@@ -112,6 +112,8 @@ def _arrow(values: Any) -> pa.Array | pa.ChunkedArray:
         raise TypeError("one value was given, where one for each event is due")
     if hasattr(values, "__arrow_c_stream__"):
         return pa.chunked_array(values)
+    if hasattr(values, "__array__") and not isinstance(values, np.ndarray):  # of torch, jax, h5py
+        return _arrow(np.asarray(values))
     return pa.array(values, from_pandas=True)
 
 

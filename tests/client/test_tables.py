@@ -109,6 +109,19 @@ class Streamed:
         return pa.table({name: column(name) for name in NAMES}).__arrow_c_stream__(requested_schema)
 
 
+class Like:
+    """As tensors and datasets on disk are."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values if isinstance(values, np.ndarray) else np.array(values.to_list(), object)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        return self.values
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "arrays": arrays,
     "masked arrays": masked,
@@ -133,6 +146,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "Arrow by awkward": lambda: ak.to_arrow_table(ak.Array(EVENTS)),
     "Arrow of records": lambda: ak.to_arrow_table(nested()),
     "another library's": Streamed,
+    "what is an array to numpy": lambda: {name: Like(values) for name, values in arrays().items()},
     "pandas Series by name": lambda: dict(frame().items()),
 }
 
@@ -313,3 +327,9 @@ def test_many_rows_wait_for_a_busy_service(asked: SimpleNamespace, monkeypatch: 
     with pytest.raises(ServiceError, match="the queue is full"):
         asked.client.predict("toy", table)
     assert not asked.busy
+
+
+def test_one_record_is_an_event(asked: SimpleNamespace) -> None:
+    wanted = expected(flatten_events(EVENTS[1:2], PREPARED))[0].tolist()
+    record = ak.Array([{**EVENTS[1], "MET_pt": np.nan}])[0]
+    assert asked.client.predict("prepared", event=record) == pytest.approx(wanted, rel=1e-6)
