@@ -302,6 +302,8 @@ def _local_details(folder: Path, model: str) -> dict[str, Any]:
 def _details(
     version: ModelVersion, package: ModelPackage, versions: list[int], aliases: list[str]
 ) -> dict[str, Any]:
+    from mlaas_ray.core.example import branches_to_send
+
     features = package.features
     return {
         "name": version.name,
@@ -315,6 +317,7 @@ def _details(
         "created": package.manifest.created.isoformat(),
         "width": package.signature.width,
         "columns": list(features.columns) if features else None,
+        "branches": branches_to_send(features) if features else None,
         "classes": package.labels,
         "metrics": package.metrics,
         "signature": package.signature.model_dump(mode="json"),
@@ -326,7 +329,9 @@ def _remote_details(url: str, model: str) -> dict[str, Any]:
     from mlaas_ray.client import Client
 
     with Client(url) as client:
-        return client.params(model)
+        details = client.params(model)
+    details.pop("features", None)  # how rows are made, for programs
+    return details
 
 
 def _auc(metrics: dict[str, Any]) -> float | None:

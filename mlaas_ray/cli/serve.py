@@ -121,17 +121,11 @@ def _announce(service: Service, settings: ServiceSettings, json_line: bool) -> N
 
 
 def _curl(url: str, client: Any, model: dict[str, Any]) -> str:
-    """Return a line that asks the model for an event: of its branches where they are known."""
+    """Return a line that asks the model for the example that the service gives of it."""
     import json
+    import shlex
 
     if "error" in model:
         return f"curl -s {url}/models"
-    params = client.params(model["name"])
-    document: dict[str, Any] = {"values": [1.0] * params["width"]}
-    if params["branches"]:
-        event = {
-            name: 1.0 if branch["kind"] == "flat" else [1.0] for name, branch in params["branches"].items()
-        }
-        document = {"event": dict(list(event.items())[:6])}
-    body = json.dumps(document | {"model": model["name"]})
-    return f"curl -s {url}/json -d '{body}'"
+    document = {"model": model["name"]} | client.params(model["name"])["example"]
+    return f"curl -s {url}/json -d {shlex.quote(json.dumps(document))}"

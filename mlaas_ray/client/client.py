@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -17,6 +18,27 @@ from mlaas_ray.client.bundle import model_name, write_bundle
 from mlaas_ray.core.errors import EventError, ServiceError
 
 Prediction = list[float]
+
+_RAW = "application/octet-stream"
+# What one request of many rows holds at most: a service refuses bodies beyond a limit, and more rows than its
+# queue takes while others wait.
+_MOST_BYTES = 4 << 20
+_MOST_ROWS = 16384
+
+
+# How often a service that has no room for such a request is asked again, a second later each time.
+_MOST_TRIES = 30
+
+
+class _TooLargeError(ServiceError):
+    """A body, or the rows made of it, of more bytes than the service takes."""
+
+
+class _BusyError(ServiceError):
+    """The service has no room for so many rows at the moment."""
+
+
+_KINDS = {413: _TooLargeError, 503: _BusyError}
 
 
 class Client:
@@ -56,31 +78,40 @@ class Client:
     def predict(
         self,
         model: str | None = None,
+        events: Any = None,
         *,
         values: Any = None,
         keys: Sequence[str] | None = None,
         event: Mapping[str, Any] | None = None,
-        events: Sequence[Mapping[str, Any]] | None = None,
     ) -> Any:
         """Ask for predictions.
 
-        Give one of ``values`` (with ``keys`` in their order, or in the model's order without), ``event`` and
-        ``events``. Values may be numpy arrays, ``(features,)`` or ``(events, features)``; NaN and None are
-        missing values. An array ``(events, features)`` in the model's order, with the model named, is sent as
-        it is in memory: the way for many events.
+        Give one of ``events``, ``event`` and ``values`` (with ``keys`` in their order, or without in the
+        model's). NaN, None and masked values are missing values. Tables, and an array ``(events, features)``
+        in the model's order, with the model named, are sent as they are in memory, in as many requests as
+        their size wants: the way for many events.
 
         Args:
             model: ``name`` or ``name:version``; may be left out when the service has one model.
-            values: The values of one row, or of several rows.
+            events: A table of events: a pandas DataFrame, an Arrow table, awkward records, a structured numpy
+                array, or a mapping of arrays by name, jagged ones as lists or awkward arrays. Its columns are
+                the branches of the files, or the model's columns. Or a list of what ``event`` takes.
+            values: The values of one row, or of several rows: lists or numpy arrays, ``(features,)`` or
+                ``(events, features)``; or a table as ``events`` takes it.
             keys: Names of the values; what is not named is missing.
-            event: Values of each branch: a number, or a list for a jagged one.
-            events: Several such.
+            event: One event: values of each branch: a number, or a list for a jagged one.
 
         Returns:
-            ``[p0, …]`` for one row or event; a list of such for several; for an array ``(events, features)``
-            an array ``(events, outputs)`` float32.
+            For a table, and an array ``(events, features)``, an array ``(events, outputs)`` float32;
+            ``[p0, …]`` for one row or event; a list of such for several.
         """
-        if _is_matrix(values) and model and keys is None and event is None and events is None:
+        given = [part for part in (events, values, keys, event) if part is not None]
+        tables = [part for part in (events, values) if _is_table(part)]
+        if tables:
+            if len(given) > 1:
+                raise EventError("something is given beside a table of events", "Give the table alone")
+            return self._predict_table(model or self._only_model(), tables[0])
+        if _is_matrix(values) and model and len(given) == 1:
             return self._predict_matrix(model, values)
         query = {"model": model, "keys": keys, "values": values, "event": event, "events": events}
         answers = self.predict_document({name: value for name, value in query.items() if value is not None})
@@ -103,14 +134,68 @@ class Client:
             rows = np.ascontiguousarray(values, dtype="<f4")
         if np.isinf(rows).any():
             raise EventError("the event cannot be sent: a value is too large for float32", "Send finite ones")
-        reply = self._request(
-            "POST",
-            f"/models/{quote(model, safe=':')}/predict",
-            content=rows.tobytes(),
-            headers={"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"},
+        return self._predict_parts(
+            model, len(rows), rows.nbytes, _RAW, lambda start, stop: rows[start:stop].tobytes()
         )
-        outputs = int(reply.headers["X-Outputs"])
-        return np.frombuffer(reply.content, "<f4").reshape(-1, outputs).copy()
+
+    def _predict_table(self, model: str, events: Any) -> Any:
+        import numpy as np
+
+        from mlaas_ray.core.tables import table_of, write_table
+
+        table = table_of(events)
+        if not table.num_rows:
+            shape = self.params(model)["signature"]["outputs"][0]["shape"][1:]
+            return np.empty((0, math.prod(size or 1 for size in shape)), np.float32)
+        return self._predict_parts(
+            model,
+            table.num_rows,
+            table.nbytes,
+            "application/vnd.apache.arrow.stream",
+            lambda start, stop: write_table(table.slice(start, stop - start)),
+        )
+
+    def _predict_parts(
+        self, model: str, rows: int, size: int, kind: str, body: Callable[[int, int], bytes]
+    ) -> Any:
+        """Ask for many rows, in requests of bounded size; all are answered by one version."""
+        import numpy as np
+
+        answers: list[Any] = []
+        tries = 0
+        start, most = 0, max(1, min(_MOST_ROWS, _MOST_BYTES * rows // max(size, 1)))
+        while start < rows or not answers:
+            stop = min(start + most, rows)
+            try:
+                reply = self._request(
+                    "POST",
+                    f"/models/{quote(model, safe=':')}/predict",
+                    content=body(start, stop),
+                    headers={"Content-Type": kind, "Accept": _RAW},
+                )
+            except _TooLargeError:
+                if stop - start == 1:
+                    raise
+                most = (stop - start) // 2
+                continue
+            except ServiceError as error:
+                tries += 1
+                if isinstance(error, _BusyError) and tries < _MOST_TRIES:
+                    time.sleep(1)
+                    continue
+                if stop - start == rows:
+                    raise
+                raise ServiceError(f"of rows {start} to {stop - 1}: {error.message}", error.remedy) from None
+            answers.append(np.frombuffer(reply.content, "<f4").reshape(-1, int(reply.headers["X-Outputs"])))
+            model = reply.headers.get("X-Model", model)
+            start, tries = stop, 0
+        return np.concatenate(answers)
+
+    def _only_model(self) -> str:
+        names = [model["name"] for model in self.models()]
+        if len(names) != 1:
+            raise ServiceError(f"no model is named, and the service has {len(names)}", "Name one of them")
+        return str(names[0])
 
     def models(self) -> list[dict[str, Any]]:
         """Return a description of each model's newest version."""
@@ -200,7 +285,7 @@ class Client:
             ) from None
         if reply.is_success:
             return reply
-        raise ServiceError(_reason(reply))
+        raise _KINDS.get(reply.status_code, ServiceError)(_reason(reply))
 
 
 def _reason(reply: httpx.Response) -> str:
@@ -217,6 +302,16 @@ def _is_matrix(values: Any) -> bool:
     )
 
 
+def _is_table(data: Any) -> bool:
+    """Tell whether something has named columns, one entry an event, without importing what made it."""
+    if isinstance(data, Mapping) or (hasattr(data, "iloc") and hasattr(data, "columns")):  # pandas
+        return True
+    if hasattr(data, "__arrow_c_stream__"):
+        return not hasattr(data, "tolist")  # which one column has
+    of_records = getattr(data, "fields", None) or getattr(getattr(data, "dtype", None), "names", None)
+    return bool(of_records)  # awkward, numpy
+
+
 def _as_array(answers: Any) -> Any:
     import numpy as np
 
@@ -225,10 +320,10 @@ def _as_array(answers: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """Turn arrays into lists, and NaN into null, which JSON has."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if isinstance(value, Mapping):  # also of an awkward record
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from mlaas_ray.core.errors import FeatureError
-from mlaas_ray.core.values import Value, aligned, event_of, from_counts
+from mlaas_ray.core.values import Value, aligned, event_of, from_counts, same_objects, typed
 
 
 def at(x: Value, position: Value) -> Value:
@@ -15,6 +17,7 @@ def at(x: Value, position: Value) -> Value:
         x: Objects.
         position: A constant, which counts from the end when below 0, or a whole number an event.
     """
+    position = typed(position)
     if position.type == "f" or position.kind == "jagged":
         raise FeatureError("the position of an object is one whole number an event", "Write x[:, 0]")
     counts, index = x.counts, position.content
@@ -37,6 +40,10 @@ def picked(x: Value, index: Value) -> Value:
             "an index without a colon picks objects, and this has one value an event",
             "Write x[:, 0] for one object; conditions on events belong into select",
         )
+    index = typed(index)
+    unknown = index.missing is not None and index.missing.all()
+    if unknown and not same_objects(offsets, index.objects):  # no condition on these objects, but positions
+        index = replace(index, content=index.content.astype(np.int64))
     if index.type == "b":
         (x, index), _ = aligned([x, index])
         return x.keep(index.truth)

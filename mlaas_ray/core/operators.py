@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlaas_ray.core.errors import FeatureError
-from mlaas_ray.core.values import Value, aligned, elementwise, python_number, widened
+from mlaas_ray.core.values import Value, aligned, elementwise, python_number, typed, widened
 
 Operator = Callable[[Value, Value], Value]
 
@@ -55,6 +55,7 @@ def bitwise(function: np.ufunc, of_conditions: np.ufunc) -> Operator:
     """Return an operator of the bits of whole numbers; with a condition on one side, of conditions."""
 
     def apply(one: Value, other: Value) -> Value:
+        one, other = typed(one), typed(other)
         types = {one.type, other.type}
         if "f" in types:
             raise FeatureError(_NEITHER, "Compare first: (x > 1) & (y > 2); a power is written x**2")
@@ -78,6 +79,7 @@ def negated(x: Value) -> Value:
 
 def inverted(x: Value) -> Value:
     """Return ``~x``: the opposite of a condition, or all bits turned of whole numbers."""
+    x = typed(x)
     if x.type == "f":
         raise FeatureError(_NEITHER, "Compare first: ~(x > 1)")
     if x.type == "b":

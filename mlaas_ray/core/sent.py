@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from mlaas_ray.core.columns import Column, Jagged, Kind
 from mlaas_ray.core.errors import EventError, nearest
-from mlaas_ray.core.expressions import Expression
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.prepare import needed_branches, rule_of
 from mlaas_ray.core.values import Whole, from_counts
@@ -35,7 +34,7 @@ def columns_of(events: Sequence[Event], spec: FeatureSpec, *, complete: bool = T
     """
     further = set(chain.from_iterable(events)) - spec.raw.keys()
     for name in further - needed_branches(spec) if further else ():  # the selection's are known, not needed
-        raise _unknown(name, spec)
+        raise unknown_branch(name, spec)
     sent = {name: [event.get(name) for event in events] for name in spec.raw}
     kinds = {name: kind or _kind(name, sent[name]) for name, kind in spec.raw.items()}
     lists = {name: _listed(name, sent[name]) for name, kind in kinds.items() if kind == "jagged"}
@@ -106,10 +105,15 @@ def is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _unknown(name: str, spec: FeatureSpec) -> EventError:
+def unknown_branch(name: str, spec: FeatureSpec) -> EventError:
+    """Return what is said of a name that is no branch of the files that the model was trained on.
+
+    What is defined is traced to the branches of the files: others the sender does not have.
+    """
     if name in spec.define:
-        made_of = ", ".join(Expression.parse(spec.define[name], f"define.{name}").names)
-        return EventError(f"{name!r} is computed by the model", f"Send what it is made of: {made_of}")
+        made_of = sorted(needed_branches(spec, [name], select=False))
+        remedy = f"Send what it is made of: {', '.join(made_of)}" if made_of else "Leave it out"
+        return EventError(f"{name!r} is computed by the model", remedy)
     return EventError(f"the model knows no branch {name!r}", nearest(name, spec.raw))
 
 

@@ -138,6 +138,26 @@ def without(content: Array, missing: Bools, offsets: Whole | None = None) -> Val
     return Value(content, offsets)
 
 
+def typed(x: Value) -> Value:
+    """Return conditions and whole numbers some of which are missing as such: a column has them as floats.
+
+    Conditions are float32 then, whole numbers float64. Where no value is known (the objects of an event
+    without any, a branch that was not sent) they are conditions.
+    """
+    content = x.content
+    if not isinstance(content, np.ndarray) or content.dtype.kind != "f":
+        return x
+    missing = np.isnan(content)
+    known = content[~missing]
+    if len(known) and not missing.any():
+        return x
+    if content.dtype.itemsize < 8 or not len(known):
+        return Value(content == 1, x.offsets, missing) if np.isin(known, (0, 1)).all() else x
+    if (known != np.floor(known)).any() or (abs(known) >= 2.0**63).any():
+        return x
+    return Value(np.where(missing, 0, content).astype(np.int64), x.offsets, missing)
+
+
 def same_objects(one: Whole, other: Whole) -> bool:
     """Tell whether two branches have as many objects in every event."""
     return one is other or np.array_equal(one, other)

@@ -5,7 +5,7 @@ A stream has, decided by the names of its columns:
 - one column of lists of a fixed size, or of tensors: the rows themselves, without a copy;
 - the model's columns, in any order: numbers, null where there is no value; what is not sent is missing;
 - the file's branches, jagged ones as lists, prepared and flattened by the model's own FeatureSpec as in
-  training;
+  training; also where each is a column too, if nothing that the model computes with is left out;
 - for a model that knows no columns: as many columns as it takes values, in its order.
 
 What a stream may hold is bounded, because a small one can stand for a large table: no compression, no
@@ -26,6 +26,7 @@ from mlaas_ray.core.errors import EventError, FeatureError, nearest
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.flatten import Rows, flatten, flatten_events
 from mlaas_ray.core.prepare import needed_branches, prepare
+from mlaas_ray.core.sent import unknown_branch
 from mlaas_ray.inference.body import BodyTooLargeError
 from mlaas_ray.inference.rows import Table, positions_of, scatter
 
@@ -61,7 +62,7 @@ def read_stream(body: bytes, spec: FeatureSpec | None, width: int, limit: int) -
         if any(column.null_count for column in batch.columns):
             raise EventError(_NO_NULL, "Send numbers")
         rows = _matrix(batch)
-    elif spec.index.keys() >= set(names):
+    elif spec.index.keys() >= set(names) and not _are_all_branches(set(names), spec):
         rows = _by_columns(batch, spec)
     else:
         rows = _by_branches(batch, spec)
@@ -187,6 +188,11 @@ def _float32(array: pa.Array) -> pa.Array:
     return array if array.type == _FLOAT32 else array.cast(_FLOAT32, safe=False)
 
 
+def _are_all_branches(names: set[str], spec: FeatureSpec) -> bool:
+    """Tell whether the columns are all that a model computes its own from, some of which have these names."""
+    return spec.is_prepared and spec.raw.keys() <= names <= spec.raw.keys() | needed_branches(spec)
+
+
 def _by_columns(batch: pa.RecordBatch, spec: FeatureSpec) -> Rows:
     if batch.num_columns == spec.width:
         return _matrix(batch.select(list(spec.columns)))
@@ -197,6 +203,8 @@ def _by_branches(batch: pa.RecordBatch, spec: FeatureSpec) -> Rows:
     known = spec.raw.keys() | needed_branches(spec)
     for name in batch.schema.names:
         if name not in known and name not in spec.index:
+            if name in spec.define:
+                raise unknown_branch(name, spec)
             raise EventError(
                 f"the model knows no column or branch {name!r}", nearest(name, {*spec.columns, *known})
             )
@@ -204,7 +212,8 @@ def _by_branches(batch: pa.RecordBatch, spec: FeatureSpec) -> Rows:
     if column is not None:
         other = next(name for name in batch.schema.names if name not in spec.index)
         raise EventError(
-            f"{column!r} is a column of the model, but {other!r} a branch of its files", "Send one kind"
+            f"{column!r} is a column of the model, but {other!r} a branch of its files",
+            unknown_branch(column, spec).remedy if column in spec.define else "Send one kind",
         )
     columns: dict[str, Column] = {}
     for name, kind in spec.raw.items():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlaas_ray.core.errors import PackageError
+from mlaas_ray.core.example import branches_to_send, example_event
 from mlaas_ray.core.package import ModelPackage, Signature
 from mlaas_ray.inference.catalog import Entry
 
@@ -75,14 +76,21 @@ def describe(entry: Entry, versions: list[int]) -> dict[str, Any]:
 
 
 def describe_fully(entry: Entry, versions: list[int]) -> dict[str, Any]:
-    """Return :func:`describe` with the columns, the branches, the classes and the signature."""
+    """Return :func:`describe` with all that a client needs to know to send events.
+
+    Those are the columns; the branches of the files, and an example of them; the FeatureSpec; the classes and
+    the signature.
+    """
     features = entry.features
+    # what the first pass saw takes most of its bytes, and nobody needs it to make rows
+    unseen = {"features": {"__all__": {"statistics"}}}
     return describe(entry, versions) | {
         "columns": list(features.columns) if features else None,
-        "branches": {f.name: {"kind": f.kind, "length": f.length} for f in features.features}
-        if features
-        else None,
+        "branches": branches_to_send(features) if features else None,
+        "example": {"event": example_event(features)} if features else {"values": [1.0] * entry.width},
+        "features": features.model_dump(mode="json", exclude=unseen) if features else None,
         "classes": entry.package.labels,
+        "task": task.model_dump(mode="json") if (task := entry.package.task) else None,
         "metrics": entry.package.metrics,
         "signature": entry.package.signature.model_dump(mode="json"),
     }

@@ -299,6 +299,11 @@ def positions_of(keys: Sequence[Any], spec: FeatureSpec) -> Positions:
     for key in keys:
         position = spec.index.get(key) if isinstance(key, str) else None
         if position is None:
+            if isinstance(key, str) and key in spec.raw:
+                raise EventError(
+                    f"{key!r} is a branch of the files, not a column of the model",
+                    "Send the branches as an event",
+                )
             raise EventError(f"the model knows no key {key!r}", nearest(str(key), spec.columns))
         positions.append(position)
     if len(set(positions)) != len(positions):

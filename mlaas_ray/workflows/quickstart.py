@@ -16,6 +16,7 @@ import yaml
 
 from mlaas_ray.client import Client
 from mlaas_ray.core.errors import ServiceError
+from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.flatten import flatten_events
 from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.inference import ServiceSettings, running_service
@@ -100,7 +101,8 @@ def quickstart(
         package = train(job, hooks=hooks)
     version = publish(job, package, settings.repository)
     say(f"published {version} in {settings.repository}; starting the service")
-    event = first_event(files["signal"])
+    assert package.features is not None, "a trained package has features"
+    event = first_event(files["signal"], package.features)
     with running_service(settings, keep=keep) as service:
         by_keys, by_event = _ask(service.url, version.name, package, event)
     return Quickstart(
@@ -116,11 +118,11 @@ def quickstart(
     )
 
 
-def first_event(file: Path) -> dict[str, Any]:
-    """Return a file's first event as a program would send it: without the identifiers, as plain numbers."""
+def first_event(file: Path, features: FeatureSpec) -> dict[str, Any]:
+    """Return a file's first event as a program would send it: the branches of the model, as plain numbers."""
     with uproot.open(file) as opened:
-        arrays = opened[TREE].arrays(entry_stop=1)
-    return {name: ak.to_list(arrays[name][0]) for name in arrays.fields if name not in ("run", "event")}
+        arrays = opened[TREE].arrays(list(features.raw), entry_stop=1)
+    return {name: ak.to_list(arrays[name][0]) for name in arrays.fields}
 
 
 def _write_job(folder: Path, files: dict[Process, Path], framework: str) -> Path:

@@ -36,6 +36,7 @@ def test_a_package_is_published_listed_shown_and_deleted(mlaas, repository, onnx
     assert (row["versions"], row["format"], row["width"], row["auc"]) == ([1, 2], "onnx", 5, 0.9)
     shown = json.loads(mlaas("show", "higgs:1", "--json", *where).stdout)
     assert shown["columns"][0] == "MET_pt"
+    assert shown["branches"]["Jet_pt"] == {"kind": "jagged", "length": 3}
     assert shown["versions"] == [1, 2]
     assert "MET_pt, run, Jet_pt_0" in mlaas("show", "higgs", *where).output
     assert json.loads(mlaas("delete", "higgs:1", "--json", *where).stdout) == {"deleted": ["higgs:1"]}

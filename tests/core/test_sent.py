@@ -133,6 +133,41 @@ def test_whole_numbers_and_conditions_stay_such(values: list[Any], dtype: str) -
         np.testing.assert_array_equal(found, np.array(expected, dtype))
 
 
+@pytest.mark.parametrize(
+    ("expression", "without", "unsent"),
+    [
+        ("sum(Jet_pt[Jet_tight])", 0, 0),
+        ("sum(Jet_pt[Jet_tight & (Jet_pt > 30)])", 0, 0),
+        ("count(Jet_pt[~Jet_tight])", 0, 2),
+        ("count(Jet_pt[Jet_tight | (Jet_pt > 30)])", 0, 1),
+        ("max(Jet_pt[Muon_jet])", NAN, NAN),
+        ("Jet_pt[:, best]", NAN, NAN),
+        ("1 * (trigger | other)", 0, 1),
+        ("1 * ((flags & 4) == 4)", 0, 0),
+    ],
+    ids=str,
+)
+def test_what_has_no_value_is_a_condition_or_position_that_is_missing(
+    expression: str, without: float, unsent: float
+) -> None:
+    """Alone, and beside an event that has all."""
+    kinds: Any = {"Jet_pt": "jagged", "Jet_tight": "jagged", "Muon_jet": "jagged"}
+    kinds |= dict.fromkeys(("best", "trigger", "other", "flags"), "flat")
+    spec = FeatureSpec.of([Feature(name="x", kind="flat")], define={"x": expression}, branches=kinds)
+    no_objects = {
+        name: [] if kind == "jagged" else False if name in ("trigger", "other") else 0
+        for name, kind in kinds.items()
+    }
+    some = {"Jet_pt": [20.0, 40.0], "Muon_jet": [None], "other": True}
+    whole = {"Jet_pt": [50.0, 60.0], "Jet_tight": [True, False], "Muon_jet": [1, 0], "best": 1}
+    whole |= {"trigger": True, "other": False, "flags": 5}
+    events = [{name: event.get(name) for name in spec.raw} for event in (no_objects, some, whole)]
+    alone = [flatten_events([event], spec)[0] for event in events]
+    np.testing.assert_array_equal(alone[:2], [[without], [unsent]])
+    assert np.isfinite(alone[2]).all()
+    np.testing.assert_array_equal(flatten_events(events, spec), alone)
+
+
 FLOATS = st.floats(-100, 100, width=32)
 
 
