@@ -139,7 +139,7 @@ def test_asked_again_neither_ray_nor_a_reader_is_loaded(tmp_path: Path) -> None:
     assert (json.loads(again), loaded) == (json.loads(first.stdout), "[]")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.xrootd
 @pytest.mark.usefixtures("ray_local")
 def test_a_thousand_files_on_a_server_are_known_in_under_two_seconds(

@@ -229,7 +229,7 @@ def test_what_the_child_says_is_raised_here(repository):
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_model_replica_that_dies_is_replaced_and_hardly_missed(repository):
     port = free_port()
     settings = ServiceSettings(repository=repository.root, port=port, replicas=2, predict_in="replicas")

@@ -21,7 +21,7 @@ from mlaas_ray.core.package import ModelPackage
 
 EPOCHS = 12
 COMMAND = [sys.executable, "-m", "mlaas_ray.cli.main", "train"]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 
 def changes(workers: int) -> dict[str, Any]:
