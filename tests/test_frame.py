@@ -64,6 +64,26 @@ def test_every_decision_is_in_the_list() -> None:
     assert listed == sorted(path.name for path in folder.glob("0*.md"))
 
 
+def test_no_page_or_job_names_what_a_new_clone_does_not_have() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    clone = [name for name in listed.stdout.split() if (ROOT / name).exists()]
+    top = "|".join({name.partition("/")[0] for name in clone if "/" in name})
+    link, path = r"\]\(([^)#:\s]+)[)#]", rf"(?<![\w./-])((?:{top})/[\w./-]+\.\w+)"
+    absent = []
+    for name in clone:
+        if Path(name).suffix in (".md", ".yaml"):
+            text, beside = (ROOT / name).read_text(), (ROOT / name).parent
+            absent += re.findall(r"\S*\.\./shared\S*", text)
+            absent += [
+                f"{name}: {found}"
+                for found in re.findall(link, text) + re.findall(path, text)
+                if not ((beside / found).exists() or (ROOT / found).exists())
+            ]
+    assert absent == []
+
+
 @pytest.mark.parametrize("target", ["quickstart", "test", "lint", "bench", "docs"])
 def test_every_make_target_makes_the_environment_first_and_is_explained(target: str) -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
