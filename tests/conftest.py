@@ -29,6 +29,14 @@ def pytest_unconfigure() -> None:
     warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that take minutes more time than the others have before they count as hung."""
+    for item in items:
+        for mark, seconds in (("soak", 1800), ("slow", 600)):
+            if item.get_closest_marker(mark) and not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(seconds))
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A Ray of four logical CPUs, started for these tests and stopped after them."""

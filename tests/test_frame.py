@@ -50,7 +50,7 @@ def test_pins_are_exact_and_name_no_build() -> None:
 
 def test_the_documentation_builds_without_a_broken_link(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "decisions" / "index.html").exists()
     pages = "".join(page.read_text() for page in (tmp_path / "site").rglob("*.html"))

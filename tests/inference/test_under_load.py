@@ -138,7 +138,7 @@ def _bench(url: str, seconds: float, *options: str) -> subprocess.Popen[str]:
 
 
 def report(process: subprocess.Popen[str]) -> dict:
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=900)
     return json.loads(said)
 
 
