@@ -14,6 +14,7 @@ os.environ.update(
     MLAAS_CACHE="off",
 )
 
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ import pytest
 
 # fixtures xrootd_server; xrootd_federation; served and the tiny models it serves
 pytest_plugins = ["tests.xrootd_server", "tests.xrootd_federation", "tests.serving"]
+
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and what they start inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:

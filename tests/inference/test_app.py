@@ -131,4 +131,4 @@ def test_serve_run_serves_the_config_on_ray_serves_own_proxy(onnx_package, tmp_p
         assert reply.json() == pytest.approx([1.0])
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(120)

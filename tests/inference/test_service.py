@@ -115,12 +115,13 @@ def test_a_signal_to_the_whole_terminal_stops_it_too(repository, number):
     assert not still_listening(ports)
 
 
-def test_a_signal_while_it_starts_stops_it(repository):
+@pytest.mark.parametrize("started", [2, 6])
+def test_a_signal_while_it_starts_stops_it(repository, started):
     command = [sys.executable, "-m", "mlaas_ray.cli.main", "serve", "--json", "--port", str(free_port())]
     process = subprocess.Popen(
         [*command, "--repository", str(repository.root)], stdout=subprocess.PIPE, start_new_session=True
     )
-    while len(processes := family(process.pid)) == 1:
+    while len(processes := family(process.pid)) < started:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -128,6 +129,20 @@ def test_a_signal_while_it_starts_stops_it(repository):
     assert process.stdout.read() == b""
     process.stdout.close()
     assert not psutil.wait_procs(processes, timeout=120)[1]
+
+
+def test_a_signal_whose_exception_is_swallowed_is_not_lost():
+    """As by an import, or where Python collects garbage, while the service starts."""
+    program = (
+        "import os, signal\n"
+        "from mlaas_ray.inference import service\n"
+        "service._catch_signals()\n"
+        "try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except KeyboardInterrupt: pass\n"
+        "service._catch_signals()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=240)
+    assert b"KeyboardInterrupt" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
