@@ -14,7 +14,7 @@ help: ## Show this list
 quickstart: $(READY) ## Simulate events, train on them, serve the model and ask it: the whole way in minutes
 	$(BIN)/mlaas quickstart $(ARGS)
 
-test: $(READY) ## Run the tests; ARGS="-m ''" adds the slow ones
+test: $(READY) ## Run the quick tests; ARGS="-m slow" or "-m soak" runs the others
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY) ## Check format, style, types and the directions of imports

@@ -14,6 +14,7 @@ os.environ.update(
     MLAAS_CACHE="off",
 )
 
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +25,22 @@ import pytest
 pytest_plugins = ["tests.xrootd_server", "tests.xrootd_federation", "tests.serving"]
 
 
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and what they start inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_unconfigure() -> None:
     # When Python ends, XRootD looks at every object there is, also at one that PyTorch has deprecated.
     warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that take minutes more time than the others have before they count as hung."""
+    for item in items:
+        for mark, seconds in (("soak", 1800), ("slow", 600)):
+            if item.get_closest_marker(mark) and not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(seconds))
 
 
 @pytest.fixture(scope="session")

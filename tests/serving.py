@@ -97,7 +97,7 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SavedModel that computes :func:`expected`."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     subprocess.run(
-        [sys.executable, "-c", _SAVE.replace("WIDTH", str(WIDTH)), str(folder)], check=True, timeout=120
+        [sys.executable, "-c", _SAVE.replace("WIDTH", str(WIDTH)), str(folder)], check=True, timeout=240
     )
     return folder
 

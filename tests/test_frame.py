@@ -50,7 +50,7 @@ def test_pins_are_exact_and_name_no_build() -> None:
 
 def test_the_documentation_builds_without_a_broken_link(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "decisions" / "index.html").exists()
     pages = "".join(page.read_text() for page in (tmp_path / "site").rglob("*.html"))
@@ -62,6 +62,26 @@ def test_every_decision_is_in_the_list() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = re.findall(r"\((\d{4}-[\w-]+\.md)\)", (folder / "index.md").read_text())
     assert listed == sorted(path.name for path in folder.glob("0*.md"))
+
+
+def test_no_page_or_job_names_what_a_new_clone_does_not_have() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    clone = [name for name in listed.stdout.split() if (ROOT / name).exists()]
+    top = "|".join({name.partition("/")[0] for name in clone if "/" in name})
+    link, path = r"\]\(([^)#:\s]+)[)#]", rf"(?<![\w./-])((?:{top})/[\w./-]+\.\w+)"
+    absent = []
+    for name in clone:
+        if Path(name).suffix in (".md", ".yaml"):
+            text, beside = (ROOT / name).read_text(), (ROOT / name).parent
+            absent += re.findall(r"\S*\.\./shared\S*", text)
+            absent += [
+                f"{name}: {found}"
+                for found in re.findall(link, text) + re.findall(path, text)
+                if not ((beside / found).exists() or (ROOT / found).exists())
+            ]
+    assert absent == []
 
 
 @pytest.mark.parametrize("target", ["quickstart", "test", "lint", "bench", "docs"])

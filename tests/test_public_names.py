@@ -103,5 +103,5 @@ def test_importing_the_layers_loads_no_framework() -> None:
     layers = "; ".join(f"import mlaas_ray.{layer}" for layer in [*LAYERS, "cli"])
     # a fresh interpreter: this one may have loaded them for other tests
     code = f"import sys; {layers}; print(sorted({FRAMEWORKS} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

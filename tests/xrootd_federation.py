@@ -19,7 +19,7 @@ import pytest
 
 from tests.xrootd_server import open_to_all
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 
 
 class Node:

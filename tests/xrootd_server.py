@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 _READY = re.compile(r":(\d+) initialization completed")
 
 

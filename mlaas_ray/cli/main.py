@@ -14,6 +14,7 @@ from mlaas_ray.cli.predict import predict
 from mlaas_ray.cli.quickstart import quickstart
 from mlaas_ray.cli.schema import schema
 from mlaas_ray.cli.serve import serve
+from mlaas_ray.cli.simulate import simulate
 from mlaas_ray.cli.train import train
 from mlaas_ray.cli.workflow import workflow
 
@@ -52,6 +53,7 @@ app.add_typer(models_app, name="models")
 app.command("predict")(predict)
 app.command("bench")(bench)
 app.command("quickstart")(quickstart)
+app.command("simulate")(simulate)
 app.command("workflow")(workflow)
 app.command("schema")(schema)
 

@@ -42,6 +42,8 @@ PATH_TIMEOUT_S = 10.0
 LASTING = "MLAAS_SERVICE_LASTS"
 # Ray's own objects are small here; its default is 30 % of the machine's memory.
 OBJECT_STORE_BYTES = 256 << 20
+# Set once a signal has asked the service to stop.
+_asked = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,18 @@ def serve_until_stopped(settings: ServiceSettings, ready: Callable[[Service], ob
     folder = service_folder()
     os.environ.update(environment(settings, folder))
     guard = None
-    if settings.address is None:
-        _adopt_orphans()
-        guard = start_guard(folder)
     try:
         _catch_signals()
+        if settings.address is None:
+            _adopt_orphans()
+            guard = start_guard(folder)
         _start(settings)
+        _catch_signals()
         _wait_until_healthy(settings)
         _look_at_path(settings)
         ready(Service(settings.url, os.getpid()))
-        threading.Event().wait()
-    except (KeyboardInterrupt, SystemExit):  # the latter while Ray starts, whose handler it then is
+        _asked.wait()
+    except (KeyboardInterrupt, SystemExit):  # the latter of whoever sets another handler
         return
     finally:
         _ignore_signals()
@@ -142,6 +145,9 @@ def _start(settings: ServiceSettings) -> None:
 
     from mlaas_ray.inference.app import APPLICATION, build_app
 
+    # Ray's own handler raises SystemExit and no more, which is lost when it comes during a fork.
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    _catch_signals()
     # What it says in passing is in its log files.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     own: dict[str, Any] = {
@@ -162,7 +168,6 @@ def _start(settings: ServiceSettings) -> None:
         raise ServiceError(
             f"no Ray at {settings.address}: {error}", "Start one with ray start --head"
         ) from None
-    # Ray's driver sets handlers of its own.
     _catch_signals()
     try:
         # In a Ray of our own HAProxy alone faces the network, see environment._launcher.
@@ -304,10 +309,15 @@ def _end_all(processes: set[psutil.Process]) -> None:
 
 
 def _catch_signals() -> None:
+    """Stop at a signal; also at one that came before, when what was running then swallowed the exception."""
+
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        _asked.set()
         _ignore_signals()
         raise KeyboardInterrupt
 
+    if _asked.is_set():
+        raise KeyboardInterrupt
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mlaas_ray.core.errors import FileUnreadableError
+from mlaas_ray.core.errors import FileMissingError, FileUnreadableError
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.core.prepare import check_syntax
@@ -36,6 +36,7 @@ class Sample:
         sources: The files, looked up; see :meth:`found`.
         weight: Expression for the weights of its events; None for 1.
         constants: Numbers that the expressions may name, such as ``xsec``.
+        origin: Where the files can be got from, for the error when one is missing.
     """
 
     files: Files
@@ -45,6 +46,7 @@ class Sample:
     sources: tuple[Source, ...] = field(default=(), repr=False)
     weight: str | None = None
     constants: Mapping[str, float] = field(default_factory=dict)
+    origin: str | None = None
 
     @property
     def truth(self) -> Truth:
@@ -57,7 +59,12 @@ class Sample:
 
     def found(self, redirectors: Sequence[str] = ()) -> Sample:
         """Return the sample with its files looked up, one by one; raises what :func:`find_sources` does."""
-        return replace(self, sources=tuple(find_sources(self.files, redirectors=redirectors)))
+        try:
+            return replace(self, sources=tuple(find_sources(self.files, redirectors=redirectors)))
+        except FileMissingError as error:
+            if self.origin is None:
+                raise
+            raise FileMissingError(error.message, f"Get it from: {self.origin}") from None
 
 
 @dataclass(frozen=True)

@@ -247,6 +247,7 @@ class Job(Settings):
                 name,
                 weight=self.weights.expression,
                 constants=self._constants(name, sums.get(name)),
+                origin=d.origin,
             )
             for name, d in self.datasets.items()
         ]

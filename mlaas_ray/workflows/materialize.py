@@ -66,7 +66,7 @@ def _job(job: Job, found: FirstPass, folder: Path, samples: list[Sample]) -> dic
     given: dict[str, Any] = job.model_dump(mode="json", exclude_unset=True)
     for sample in samples:
         dataset = given["datasets"][sample.name]
-        for key in ("das", "tree"):
+        for key in ("das", "tree", "origin"):
             dataset.pop(key, None)
         dataset["files"] = str(folder / sample.name)
         if "sum_weights" in dataset and "sum_weights" in sample.constants:

@@ -53,6 +53,7 @@ class DatasetSettings(Settings):
 
     Attributes:
         files: Paths, globs, folders, text files of them, URLs, or ``/store/…`` names.
+        origin: Where the files can be got from; shown when one is missing.
         das: Name of a dataset in CMS's catalogue, in place of files.
         tree: Name of the tree; left out, the only one of each file, or ``Events`` among several.
         label: The class's number, or a target; or where it is written, ``{branch: target}``.
@@ -62,6 +63,7 @@ class DatasetSettings(Settings):
     """
 
     files: Names = ()
+    origin: str | None = None
     das: str | None = None
     tree: str | None = None
     label: float | LabelSettings

@@ -1,21 +1,24 @@
-"""Toy simulation: two samples of jagged events, told apart by physics one can explain (docs/toy.md).
+"""Toy simulation: samples of jagged events, told apart by physics one can explain (docs/toy.md).
 
 Signal is the associated production of a W and a Higgs boson, W -> mu nu and H -> b bbar; background is a W
-with jets from quantum chromodynamics. Masses, momenta and angles are in GeV and radians.
+with jets from quantum chromodynamics; top is a pair of top quarks. Masses, momenta and angles are in GeV and
+radians.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import awkward as ak
 import numpy as np
 import numpy.typing as npt
 import uproot
 
-Process = Literal["signal", "background"]
+Process = Literal["background", "signal", "top"]
+# In the order of their classes' numbers.
+PROCESSES: tuple[Process, ...] = get_args(Process)
 Floats = npt.NDArray[np.float64]
 Particles = dict[str, npt.NDArray[Any]]
 
@@ -33,7 +36,7 @@ def simulate(process: Process, events: int, seed: int) -> dict[str, Any]:
     """Simulate events.
 
     Args:
-        process: ``signal`` (W H, H -> b bbar) or ``background`` (W with light jets).
+        process: ``signal`` (W H, H -> b bbar), ``background`` (W with light jets) or ``top`` (t tbar).
         events: How many.
         seed: Equal seeds give equal events.
 
@@ -42,14 +45,13 @@ def simulate(process: Process, events: int, seed: int) -> dict[str, Any]:
         ``eta``, ``phi``, ``btag``) and ``Muon`` (``pt``, ``eta``, ``phi``, ``charge``) as jagged records,
         sorted by falling momentum.
     """
-    random = np.random.default_rng([seed, process == "signal"])
-    boson_pt = (60.0 if process == "signal" else 35.0) * random.gamma(1.6, 1.0, events)
+    random = np.random.default_rng([seed, PROCESSES.index(process)])
+    scale, recoiling, radiation = _PROCESSES[process]
+    boson_pt = scale * random.gamma(1.6, 1.0, events)
     boson_phi = random.uniform(-np.pi, np.pi, events)
     muon, neutrino = _two_body(random, W_MASS, boson_pt, boson_phi)
-    recoil = (
-        _higgs(random, boson_pt, boson_phi) if process == "signal" else _hard_jet(random, boson_pt, boson_phi)
-    )
-    extra = _extra_jets(random, events, 0.9 if process == "signal" else 1.4)
+    recoil = recoiling(random, boson_pt, boson_phi)
+    extra = _extra_jets(random, events, radiation)
     jets = _detect(random, ak.concatenate([recoil, extra], axis=1))
     # What the detector does not see: the neutrino, and the error of all it does see.
     noise = random.normal(0.0, 8.0, (2, events))
@@ -72,7 +74,7 @@ def write_sample(path: Path, process: Process, events: int, seed: int) -> Path:
 
     Args:
         path: The file; overwritten.
-        process: ``signal`` or ``background``.
+        process: One of ``PROCESSES``.
         events: How many, at least 1.
         seed: Equal seeds give equal files.
 
@@ -140,6 +142,31 @@ def _hard_jet(random: np.random.Generator, pt: Floats, phi: Floats) -> ak.Array:
         for part in (share, 1.3 - share)
     ]
     return _collect(jets)
+
+
+def _top_quarks(random: np.random.Generator, pt: Floats, phi: Floats) -> ak.Array:
+    """Two light jets of the other W, and the two b jets of the top quarks."""
+    events = len(pt)
+    light = _two_body(random, W_MASS, pt, _opposite(phi))
+    b = [
+        {
+            "pt": JET_THRESHOLD + random.exponential(45.0, events),
+            "eta": random.normal(0.0, 1.2, events),
+            "phi": random.uniform(-np.pi, np.pi, events),
+        }
+        for _ in range(2)
+    ]
+    return _collect(
+        [jet | {"b": np.full(events, tag)} for jets, tag in ((light, False), (b, True)) for jet in jets]
+    )
+
+
+# Scale of the W's transverse momentum (GeV), what recoils against it, and soft jets on average.
+_PROCESSES = {
+    "background": (35.0, _hard_jet, 1.4),
+    "signal": (60.0, _higgs, 0.9),
+    "top": (50.0, _top_quarks, 1.2),
+}
 
 
 def _extra_jets(random: np.random.Generator, events: int, mean: float) -> ak.Array:

@@ -237,7 +237,7 @@ def test_ctrl_c_prints_what_was_measured(service):
             break
         threading.Event().wait(0.05)
     os.kill(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     said = json.loads(stdout)
     assert said["requests"] > 0

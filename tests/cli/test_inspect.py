@@ -133,13 +133,13 @@ def test_asked_again_neither_ray_nor_a_reader_is_loaded(tmp_path: Path) -> None:
         f"app(['inspect', {str(path)!r}, '--json'], standalone_mode=False)\n"
         "print(sorted({'ray', 'numba', 'torch', 'tensorflow'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     again, loaded = done.stdout.strip().splitlines()
     assert (json.loads(again), loaded) == (json.loads(first.stdout), "[]")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.xrootd
 @pytest.mark.usefixtures("ray_local")
 def test_a_thousand_files_on_a_server_are_known_in_under_two_seconds(
@@ -160,7 +160,7 @@ def test_a_thousand_files_on_a_server_are_known_in_under_two_seconds(
             [sys.executable, "-m", "mlaas_ray.cli.main", "inspect", str(names), "--json"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
         seconds.append(time.monotonic() - begun)
         assert json.loads(again.stdout) == json.loads(first.stdout), again.stderr

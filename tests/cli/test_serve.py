@@ -8,7 +8,7 @@ MLAAS = [sys.executable, "-m", "mlaas_ray.cli.main"]
 
 def test_a_taken_port_is_one_line_and_status_2(served):
     port = str(urlsplit(served.url).port)
-    said = subprocess.run([*MLAAS, "serve", "--port", port], capture_output=True, text=True, timeout=60)
+    said = subprocess.run([*MLAAS, "serve", "--port", port], capture_output=True, text=True, timeout=240)
     assert said.returncode == 2
     assert said.stdout == ""
     assert re.search(rf"^error: cannot listen on 127.0.0.1:{port}: .*--port", said.stderr, re.MULTILINE)
@@ -16,6 +16,6 @@ def test_a_taken_port_is_one_line_and_status_2(served):
 
 
 def test_help_shows_how():
-    said = subprocess.run([*MLAAS, "serve", "--help"], capture_output=True, text=True, timeout=60)
+    said = subprocess.run([*MLAAS, "serve", "--help"], capture_output=True, text=True, timeout=240)
     assert said.returncode == 0
     assert "mlaas serve --repository /data/models --port 9000" in said.stdout

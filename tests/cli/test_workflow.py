@@ -112,7 +112,7 @@ def test_a_recipe_of_keras_becomes_a_saved_model(recipe: Callable[[str], list[st
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         env={**os.environ, "COLUMNS": "200"},
     )
     assert done.returncode == 0, done.stderr

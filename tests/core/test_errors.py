@@ -45,7 +45,7 @@ def test_an_error_raised_in_another_process_arrives_whole() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         future = pool.submit(fail_to_read, "a.root")
         with pytest.raises(FileUnreadableError, match=r"a\.root is not a ROOT file\. Check how"):
-            future.result(timeout=60)
+            future.result(timeout=240)
 
 
 def test_errors_are_caught_as_the_builtin_that_callers_expect() -> None:

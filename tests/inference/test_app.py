@@ -110,7 +110,7 @@ def test_serve_run_serves_the_config_on_ray_serves_own_proxy(onnx_package, tmp_p
     try:
         body = {"event": {"MET_pt": 100.0}}
         reply = None
-        for _ in range(600):
+        for _ in range(2000):
             try:
                 reply = httpx.post(f"http://127.0.0.1:{port}/json", json=body, timeout=60, trust_env=False)
                 if reply.status_code == 200:
@@ -121,7 +121,7 @@ def test_serve_run_serves_the_config_on_ray_serves_own_proxy(onnx_package, tmp_p
         assert reply is not None
         assert reply.json() == pytest.approx([1.0])
         # and starts what models were given before
-        for _ in range(300):
+        for _ in range(1000):
             (own,) = httpx.get(f"http://127.0.0.1:{port}/deployments", timeout=60, trust_env=False).json()
             if own["replicas"]:
                 break
@@ -131,4 +131,4 @@ def test_serve_run_serves_the_config_on_ray_serves_own_proxy(onnx_package, tmp_p
         assert reply.json() == pytest.approx([1.0])
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(120)

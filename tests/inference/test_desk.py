@@ -81,7 +81,7 @@ class Connection:
         self.came.set()
 
     async def reply(self) -> tuple[int, dict[str, str], bytes]:
-        await asyncio.wait_for(self.came.wait(), 10)
+        await asyncio.wait_for(self.came.wait(), 60)
         ((head, body),) = self.answers
         status, *lines = head.decode().removesuffix("\r\n").split("\r\n")
         return int(status.split()[1]), dict(line.split(": ") for line in lines), body

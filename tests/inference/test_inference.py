@@ -18,6 +18,6 @@ def test_the_layer_is_imported_without_ray_which_must_find_its_environment_set()
     names = "ServiceSettings, running_service"
     code = f"import sys; from mlaas_ray.inference import {names}; print('ray' in sys.modules)"
     said = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, timeout=60, text=True
+        [sys.executable, "-c", code], check=True, capture_output=True, timeout=240, text=True
     )
     assert said.stdout == "False\n"

@@ -75,7 +75,7 @@ async def noticed():
 
 
 async def until(routes, text, version):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while answering(await routes.find(text)) != version:
             await asyncio.sleep(0.01)
 
@@ -118,14 +118,14 @@ def test_the_older_version_answers_until_the_new_one_can(routes, repository, onn
         seen = []
         while not seen or seen[-1] != "toy:2":
             start = time.perf_counter()
-            assert start - published < 10
+            assert start - published < 60
             seen.append(answering(await routes.find("toy")))
             longest = max(longest, time.perf_counter() - start)
             await asyncio.sleep(0.02)
         assert time.perf_counter() - published >= 2.0
-        assert longest < 0.5
+        assert longest < 1.5  # who waited for the new one would wait 2 s
         assert seen == sorted(seen)
-        assert len(seen) > 10
+        assert len(seen) > 3
         assert prepared.versions == ["toy:1", "toy:2"]
 
     asyncio.run(main())
@@ -134,7 +134,7 @@ def test_the_older_version_answers_until_the_new_one_can(routes, repository, onn
 def test_at_a_glance_the_older_version_answers_while_the_new_one_is_loaded(
     routes, repository, onnx_package, prepared
 ):
-    prepared.seconds["toy:2"] = 0.5
+    prepared.seconds["toy:2"] = 2.0
     settled(repository)
 
     async def main():
@@ -257,13 +257,13 @@ def test_what_did_not_load_is_tried_again_after_a_while(
 
 
 def test_a_model_that_is_not_loaded_in_time_is_busy_and_there_the_next_time(repository, prepared):
-    prepared.seconds["toy:1"] = 0.4
+    prepared.seconds["toy:1"] = 1.0
     routes = Routes(Catalog(repository), prepared, timeout_s=0.1)
 
     async def main():
         with pytest.raises(BusyError, match="toy:1 is being loaded"):
             await routes.find("toy")
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.0)
         assert answering(await routes.find("toy")) == "toy:1"
         assert prepared.versions == ["toy:1"]
 
@@ -275,7 +275,7 @@ def test_an_alias_stands_for_its_version_and_switches_when_that_can_answer(
 ):
     repository.publish(onnx_package)
     repository.set_alias("toy", "production", 1)
-    prepared.seconds["toy:2"] = 0.5
+    prepared.seconds["toy:2"] = 2.0
 
     async def main():
         assert answering(await routes.find("toy:production")) == "toy:1"
@@ -286,7 +286,7 @@ def test_an_alias_stands_for_its_version_and_switches_when_that_can_answer(
         for _ in range(3):
             start = time.perf_counter()
             assert answering(await routes.find("toy:production")) == "toy:1"
-            assert time.perf_counter() - start < 0.4
+            assert time.perf_counter() - start < 1.5
         await until(routes, "toy:production", "toy:2")
         # another publish is nothing to it
         repository.publish(onnx_package)

@@ -138,7 +138,7 @@ def test_an_onnx_package_is_loaded_with_what_was_found_about_it(onnx_package, ow
     assert (runtime.name, runtime.examination.chosen) == ("onnxruntime", "onnxruntime")
     assert runtime.examination.signature == runtime.signature == onnx_package.signature
     assert runtime.examination.batch_rows in runtime.examination.seconds
-    assert all(0 < seconds < 1 for seconds in runtime.examination.seconds.values())
+    assert all(seconds > 0 for seconds in runtime.examination.seconds.values())
     rows = np.ones((3, WIDTH), np.float32)
     np.testing.assert_allclose(predict(runtime, rows), expected(rows), rtol=1e-5)
 

@@ -62,7 +62,7 @@ def listening(processes):
 
 def settled(service):
     """The processes of a service and the ports they listen on, when HAProxy is not just replacing itself."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while True:
         processes = family(service.pid)
         ports = listening(processes)
@@ -92,7 +92,7 @@ def test_a_stopped_service_leaves_no_process_no_port_and_no_folder(served, repos
         processes, ports = settled(service)
         folders = haproxy_folders(processes)
         assert len(folders) == 1
-    gone, alive = psutil.wait_procs(processes, timeout=5)
+    gone, alive = psutil.wait_procs(processes, timeout=120)
     assert not alive
     assert len(gone) == len(processes)
     assert not still_listening(ports)
@@ -108,25 +108,41 @@ def test_a_signal_to_the_whole_terminal_stops_it_too(repository, number):
     processes = family(ready["pid"])
     ports = listening(processes)
     os.killpg(process.pid, number)
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     assert process.stdout.read() == ""
     process.stdout.close()
-    assert not psutil.wait_procs(processes, timeout=5)[1]
+    assert not psutil.wait_procs(processes, timeout=120)[1]
     assert not still_listening(ports)
 
 
-def test_a_signal_while_it_starts_stops_it(repository):
+@pytest.mark.parametrize("started", [2, 6])
+def test_a_signal_while_it_starts_stops_it(repository, started):
     command = [sys.executable, "-m", "mlaas_ray.cli.main", "serve", "--json", "--port", str(free_port())]
     process = subprocess.Popen(
         [*command, "--repository", str(repository.root)], stdout=subprocess.PIPE, start_new_session=True
     )
-    time.sleep(3)
-    processes = family(process.pid)
+    while len(processes := family(process.pid)) < started:
+        assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) in (0, 130)
+    assert process.wait(120) in (0, 130)
     assert process.stdout.read() == b""
     process.stdout.close()
-    assert not psutil.wait_procs(processes, timeout=10)[1]
+    assert not psutil.wait_procs(processes, timeout=120)[1]
+
+
+def test_a_signal_whose_exception_is_swallowed_is_not_lost():
+    """As by an import, or where Python collects garbage, while the service starts."""
+    program = (
+        "import os, signal\n"
+        "from mlaas_ray.inference import service\n"
+        "service._catch_signals()\n"
+        "try: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except KeyboardInterrupt: pass\n"
+        "service._catch_signals()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=240)
+    assert b"KeyboardInterrupt" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -143,7 +159,7 @@ def test_a_service_ends_with_who_started_it(repository, tmp_path):
     said = subprocess.run(run, stdout=subprocess.PIPE, timeout=120).stdout
     pid = int(said)
     with contextlib.suppress(psutil.NoSuchProcess):
-        assert not psutil.wait_procs(family(pid), timeout=60)[1]
+        assert not psutil.wait_procs(family(pid), timeout=120)[1]
     assert not psutil.pid_exists(pid)
 
 
@@ -155,11 +171,11 @@ def test_a_service_that_is_killed_leaves_no_process_no_port_and_no_folder(reposi
     assert port in ports
     assert len(folders) == 1
     process.kill()
-    process.wait(60)
+    process.wait(120)
     process.stdout.close()
-    assert not psutil.wait_procs(processes, timeout=20)[1]
+    assert not psutil.wait_procs(processes, timeout=120)[1]
     assert not still_listening(ports)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while any(folder.exists() for folder in folders):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -186,7 +202,7 @@ def test_only_the_services_own_port_is_open_to_other_machines(open_service):
             with grpc.insecure_channel(f"127.0.0.1:{one.laddr.port}") as channel:
                 call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
                 with pytest.raises(grpc.RpcError) as caught:
-                    call(b"", timeout=10)
+                    call(b"", timeout=120)
                 codes.add(caught.value.code())
     # Ray's own port does not know the method
     assert codes == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
@@ -202,7 +218,7 @@ def test_a_service_that_is_kept_runs_on_until_it_is_told(repository):
         assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
     finally:
         os.kill(service.pid, signal.SIGTERM)
-    assert not psutil.wait_procs(processes, timeout=60)[1]
+    assert not psutil.wait_procs(processes, timeout=120)[1]
 
 
 def test_two_services_on_a_machine_do_not_meet(served, open_service):
@@ -212,15 +228,14 @@ def test_two_services_on_a_machine_do_not_meet(served, open_service):
     assert httpx.get(f"{served.url}/health", trust_env=False).status_code == 200
 
 
-def test_a_taken_port_is_refused_before_anything_starts(served, repository):
+def test_a_taken_port_is_refused_before_anything_starts(served, repository, monkeypatch):
     port = urlsplit(served.url).port
-    start = time.monotonic()
+    monkeypatch.delattr(subprocess, "Popen")
     with (
         pytest.raises(ServiceError, match=f"cannot listen on 127.0.0.1:{port}"),
         running_service(ServiceSettings(repository=repository.root, port=port)),
     ):
         pass
-    assert time.monotonic() - start < 2
 
 
 def test_what_the_child_says_is_raised_here(repository):
@@ -229,7 +244,7 @@ def test_what_the_child_says_is_raised_here(repository):
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_model_replica_that_dies_is_replaced_and_hardly_missed(repository):
     port = free_port()
     settings = ServiceSettings(repository=repository.root, port=port, replicas=2, predict_in="replicas")

@@ -169,7 +169,7 @@ tf.saved_model.save(model, sys.argv[1], signatures={"serving_default": model.__c
 
 
 def test_a_runtime_that_answers_otherwise_than_the_reference_is_not_used(tmp_path):
-    subprocess.run([sys.executable, "-c", SAVE_RANDOM, str(tmp_path / "model")], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", SAVE_RANDOM, str(tmp_path / "model")], check=True, timeout=240)
     found, entry = examine_apart(
         tmp_path / "model", "savedmodel", threads=1, timeout_s=240, cache=tmp_path / "cache"
     )
@@ -214,7 +214,7 @@ def test_a_model_that_kills_the_process_is_refused(onnx_file, tmp_path, monkeypa
 
 def test_the_program_that_examines_ends_with_the_one_that_started_it(onnx_file, tmp_path):
     command = [sys.executable, "-m", "mlaas_ray.inference.tuning", onnx_file, "onnx", tmp_path]
-    ended = subprocess.run([*command, "--parent", "1"], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([*command, "--parent", "1"], capture_output=True, text=True, timeout=240)
     assert ended.returncode == 1
     assert "has ended" in ended.stderr
     assert not list(tmp_path.iterdir())

@@ -138,7 +138,7 @@ def _bench(url: str, seconds: float, *options: str) -> subprocess.Popen[str]:
 
 
 def report(process: subprocess.Popen[str]) -> dict:
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=900)
     return json.loads(said)
 
 
@@ -172,7 +172,7 @@ def service(onnx_package, tmp_path):
         process.stdout.close()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("where", ["auto", "replicas"])
 def test_no_caller_notices_that_replicas_and_gateways_are_killed(service, bench, where):
     url, pid = service("--replicas", "2", "--gateways", "2", "--predict-in", where)
@@ -192,7 +192,7 @@ def test_no_caller_notices_that_replicas_and_gateways_are_killed(service, bench,
     assert said["requests"] > 10_000
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_gateways_follow_the_load_up_and_down_and_nobody_is_refused_for_it(service, bench):
     url, pid = service("--gateways", "1:3")
     assert len(replicas(pid, "Gateway")) == 1

@@ -65,7 +65,7 @@ def cluster() -> Iterator[str]:
                 process.terminate()
             for process in psutil.wait_procs(family, timeout=3)[1]:
                 process.kill()
-            head.wait(10)
+            head.wait(60)
 
 
 def test_a_job_submitted_to_a_cluster_trains_and_publishes(cluster: str, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def _submit(address: str, job: Path) -> subprocess.CompletedProcess[str]:
         ROOT / "jobs/train.py",
         job,
     ]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while True:
         done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
         if "No available agent" not in done.stderr or time.monotonic() > deadline:
@@ -114,7 +114,7 @@ def _submit(address: str, job: Path) -> subprocess.CompletedProcess[str]:
 
 
 def _wait(url: str) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         try:
             if httpx.get(url).status_code == 200:

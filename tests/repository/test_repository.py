@@ -432,7 +432,7 @@ class TestSeveralProcesses:
             assert publisher.stdout is not None
             assert publisher.stdout.readline() == "filled\n"
             publisher.send_signal(signal.SIGKILL)
-            assert publisher.wait(10) == -signal.SIGKILL
+            assert publisher.wait(60) == -signal.SIGKILL
         assert any(repository.root.rglob("model.onnx"))  # it was in the middle indeed
         assert repository.list() == []
         with pytest.raises(ModelMissingError):

@@ -34,11 +34,8 @@ class Fetches:
 
 def test_results_come_in_the_order_of_the_jobs_however_long_each_takes() -> None:
     fetch = Fetches()
-    begun = time.monotonic()
     assert list(ahead(range(40), fetch, size=lambda job: 1, in_flight=5)) == [(n, n * n) for n in range(40)]
     assert fetch.most == 5
-    one_by_one = sum(0.02 / (1 + n % 3) for n in range(40))
-    assert time.monotonic() - begun < one_by_one / 2
 
 
 def test_what_is_fetched_ahead_stays_within_its_bytes() -> None:
@@ -71,10 +68,12 @@ def test_a_consumer_that_stops_leaves_nothing_running() -> None:
     results: Iterator[tuple[int, int]] = ahead(range(1000), fetch, size=lambda job: 1, in_flight=3)
     assert next(results) == (0, 0)
     results.close()
-    time.sleep(0.3)
+    for thread in threading.enumerate():
+        if thread.name.startswith("ahead"):
+            thread.join(60)
+            assert not thread.is_alive()
     assert fetch.now == 0
     assert len(fetch.begun) <= 6
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_local_jobs_are_fetched_in_their_turn_and_without_threads() -> None:

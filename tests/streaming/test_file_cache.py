@@ -81,7 +81,7 @@ def test_processes_share_one_download(web: WebServer, cache: Cache) -> None:
     )
     command = [sys.executable, "-c", program, f"{web.url}/3", str(SIZE), cache.folder]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = {process.communicate(timeout=60)[0] for process in running}
+    said = {process.communicate(timeout=240)[0] for process in running}
     assert len(said) == 1
     assert said != {"None\n"}
     assert len(copies(cache)) == 1

@@ -61,7 +61,7 @@ def test_tensorflow_lives_beside_remote_reading_when_reading_comes_first(
         "print(open_events(sys.argv[1]).entries); import tensorflow"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, f"{url}/a.root"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program, f"{url}/a.root"], capture_output=True, text=True, timeout=240
     )
     assert (done.returncode, done.stdout.strip()) == (0, "100")
 

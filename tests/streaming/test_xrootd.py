@@ -13,7 +13,7 @@ _CLEAN = {name: value for name, value in os.environ.items() if name not in SETTI
 
 def printed(program: str, **variables: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=_CLEAN | variables
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=240, env=_CLEAN | variables
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

@@ -73,9 +73,9 @@ class OneOf(Group):
 
     def gather_objects(self, value: Any) -> list[Any]:
         self.ranks.said[self.rank] = value
-        self.ranks.barrier.wait(10)
+        self.ranks.barrier.wait(60)
         said = list(self.ranks.said)
-        self.ranks.barrier.wait(10)
+        self.ranks.barrier.wait(60)
         return said
 
 

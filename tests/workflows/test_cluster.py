@@ -46,7 +46,7 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, samples: dict[s
         "--address",
         "127.0.0.1:1",
     ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert "error: no Ray at 127.0.0.1:1: " in done.stderr
     assert "Traceback" not in done.stderr

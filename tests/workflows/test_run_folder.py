@@ -131,7 +131,7 @@ def test_a_process_leaves_no_scratch_and_says_what_it_lacks() -> None:
         "folder = scratch()\n(folder / 'a').mkdir()\nprint(folder, folder.is_dir())\n"
         "try:\n    RunFolder('s3://bucket/runs')\nexcept JobError as error:\n    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     first, second = done.stdout.splitlines()
     folder, existed = first.split()
     assert existed == "True"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import uproot
 
-from mlaas_ray.workflows.toy import HIGGS_MASS, W_MASS, _two_body, simulate, write_sample
+from mlaas_ray.workflows.toy import HIGGS_MASS, PROCESSES, W_MASS, _two_body, simulate, write_sample
 
 
 def test_decay_products_have_the_mass_and_momentum_of_what_decayed() -> None:
@@ -49,6 +49,12 @@ def test_signal_and_background_differ_where_physics_says() -> None:
     assert 0.5 * W_MASS < ak.mean(signal["MET_pt"]) < W_MASS
 
 
+def test_top_quarks_have_more_jets_and_b_jets_than_a_w_with_jets() -> None:
+    top, background = simulate("top", 20_000, 1), simulate("background", 20_000, 1)
+    for most in (lambda e: ak.num(e["Jet"]), lambda e: ak.sum(e["Jet"].btag > 0.6, axis=1)):
+        assert ak.mean(most(top)) > ak.mean(most(background)) + 0.5
+
+
 def test_events_are_written_as_a_tree_with_counters(tmp_path: Path) -> None:
     path = write_sample(tmp_path / "deep" / "signal.root", "signal", 25_000, seed=1)
     with uproot.open(path) as file:
@@ -60,7 +66,7 @@ def test_events_are_written_as_a_tree_with_counters(tmp_path: Path) -> None:
         assert ak.all(pt[:, :-1] >= pt[:, 1:])
 
 
-@pytest.mark.parametrize("process", ["signal", "background"])
+@pytest.mark.parametrize("process", PROCESSES)
 def test_every_value_is_finite(process: str) -> None:
     for name, array in simulate(process, 5000, 1).items():
         for field in array.fields if isinstance(array, ak.Array) else [None]:
