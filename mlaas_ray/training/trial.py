@@ -52,6 +52,8 @@ def attempt(framework: Framework, setup: Setup, source: Source) -> None:
     setup = replace(setup, settings=setup.settings.model_copy(update={"gpus_per_worker": 0.0}))
     try:
         network = build(framework, setup)
+        if not network.trial:
+            return
         events = _events(setup.features, setup.task)
         _learn(network, events, setup, source)
         with tempfile.TemporaryDirectory() as folder:

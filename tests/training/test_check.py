@@ -190,6 +190,7 @@ def test_an_unknown_framework_is_named(toy_features: FeatureSpec) -> None:
         ),
         ("xgboost", {"max_dept": 3}, "xgboost has no parameter 'max_dept'. Did you mean 'max_depth'"),
         ("xgboost", {"eta": 0.3}, "xgboost has no parameter 'eta'"),  # it is train.learning_rate
+        ("xgboost", {"booster": "dart"}, "booster 'dart' cannot be exported. Use gbtree"),
     ],
 )
 def test_a_parameter_that_nobody_would_look_at_is_refused(

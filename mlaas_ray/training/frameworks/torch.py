@@ -449,8 +449,8 @@ def complete(setup: Setup, body: torch.nn.Module, *, masked: bool, ending: Endin
     regression, finish = setup.task.kind == "regression", Torch().finish
 
     def answer(self: Any, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        answers: torch.Tensor = self.body(values, mask) if masked else self.body(values)
-        answers = answers * self.spread + self.centre if regression else finish(answers, ending)
+        found = self.body(values, mask) if masked else self.body(values)
+        answers: torch.Tensor = found * self.spread + self.centre if regression else finish(found, ending)
         return answers
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
