@@ -14,6 +14,7 @@
     ├── FeatureError (ValueError)               a FeatureSpec that contradicts itself or its data
     ├── EventError (ValueError)                 an event that does not fit the model it was sent to
     ├── ModelError (ValueError)                 a model that cannot be built, trained or exported
+    │   └── ExportError                         a trained network that is kept, but could not be exported
     ├── PackageError (ValueError)               a model package that is damaged or incomplete
     ├── RepositoryError
     │   ├── InvalidNameError (ValueError)       a name no model may have
@@ -99,6 +100,10 @@ class EventError(MlaasError, ValueError):
 
 class ModelError(MlaasError, ValueError):
     """A model that cannot be built, trained, exported or loaded."""
+
+
+class ExportError(ModelError):
+    """A trained network could not be exported; it is kept."""
 
 
 class PackageError(MlaasError, ValueError):

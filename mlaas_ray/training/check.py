@@ -1,9 +1,8 @@
-"""Check a model before anything is started for it: it loads, takes the events, and answers as it should."""
+"""Check a model before anything is started for it: it loads, learns, answers as it should, is exported."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -11,12 +10,13 @@ import ray
 from mlaas_ray.core import FeatureSpec, MlaasError
 from mlaas_ray.core.errors import JobError, ModelError, nearest
 from mlaas_ray.core.task import Task
-from mlaas_ray.training.framework import Framework, Setup
+from mlaas_ray.training.framework import Setup
 from mlaas_ray.training.frameworks import find_framework, find_model, load_framework
 from mlaas_ray.training.group import Group
 from mlaas_ray.training.metrics import scores_of
 from mlaas_ray.training.settings import TrainSettings
 from mlaas_ray.training.source import Source, one_line
+from mlaas_ray.training.trial import attempt
 
 # PyTorch's threads spin while they wait for each other, for milliseconds, on CPUs that reading needs: with
 # two of them on two busy CPUs a small network was a hundred times slower than with one. Microseconds suffice.
@@ -36,7 +36,7 @@ def check_model(
     options: Mapping[str, Any] | None = None,
     settings: TrainSettings | None = None,
 ) -> None:
-    """Build a model and run some rows through it, in a process of its own.
+    """Build a model, let it learn from a few made-up events, and export it, in a process of its own.
 
     Args:
         model: One of the framework's, a file with a function ``model(input_dim)``, or
@@ -50,8 +50,8 @@ def check_model(
     Raises:
         JobError: For a framework that is none, or cannot do the task, and for early stopping by a measure of
             another task.
-        ModelError: When the model cannot be found, built, or run on such events, or does not answer as the
-            task wants.
+        ModelError: When the model cannot be found, built, trained on such events or exported, or does not
+            answer as the task wants.
     """
     source = find_framework(framework)
     chosen = load_framework(source)
@@ -71,12 +71,12 @@ def check_model(
     # The process ends with the task: a later task in it may read over XRootD, which dies after TensorFlow.
     attempt = ray.remote(
         num_cpus=0, max_calls=1, max_retries=0, runtime_env={"env_vars": WORKER_ENVIRONMENT}
-    )(_build_and_forget)
+    )(_attempt)
     try:
         error = ray.get(attempt.remote(source, setup))
     except ray.exceptions.RayError as death:
         raise ModelError(
-            f"{code.name}: building the model ended its process ({one_line(death)})",
+            f"{code.name}: trying the model ended its process ({one_line(death)})",
             "Run the file by itself",
         ) from None
     if error is not None:
@@ -93,18 +93,10 @@ def _check_monitor(task: Task, settings: TrainSettings) -> None:
         )
 
 
-def build(framework: Framework, setup: Setup) -> Any:
-    """Make the network, on one process alone."""
-    framework.prepare(threads=1, seed=0, precision="float32")
-    return framework.network(replace(setup, group=Group()))
-
-
-def _build_and_forget(source: Source, setup: Setup) -> MlaasError | None:
+def _attempt(source: Source, setup: Setup) -> MlaasError | None:
     """Return what is wrong; an exception would come back with a traceback in the log."""
     try:
-        build(load_framework(source), setup)
+        attempt(load_framework(source), setup, source if setup.model.builtin else setup.model)
     except MlaasError as error:
         return error
-    except Exception as error:
-        return ModelError(f"{setup.model.name}: {one_line(error)}", "Correct the code")
     return None

@@ -26,7 +26,7 @@ from ray.train import (
 )
 
 from mlaas_ray.core import FeatureSpec, MlaasError
-from mlaas_ray.core.errors import ModelError
+from mlaas_ray.core.errors import ExportError, ModelError
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.check import WORKER_ENVIRONMENT, check_model
 from mlaas_ray.training.events import EventSource, StoredEvents
@@ -97,6 +97,7 @@ def fit(
     Raises:
         JobError: For a framework that is none, or cannot do the task.
         ModelError: When the model cannot be built, trained or exported.
+        ExportError: When the trained network cannot be exported, although the trial's could; it is kept.
         MlaasError: What reading the events raised.
     """
     source = find_framework(framework)
@@ -191,7 +192,13 @@ def _reason(errors: list[BaseException]) -> str:
 
 
 def _trained(result: Result, framework: Framework, features: FeatureSpec, task: Task) -> TrainedModel:
-    outcome = (result.metrics or {}).get("result")
+    reported = result.metrics or {}
+    if "unexported" in reported and result.checkpoint is not None:
+        message, remedy = reported["unexported"]
+        raise ExportError(
+            f"{message}; the trained network is kept in {result.checkpoint.path}/network", remedy
+        )
+    outcome = reported.get("result")
     if not outcome or result.checkpoint is None:
         raise ModelError("training ended without a model", "See the workers' logs in Ray's session folder")
     metrics = {key: value for key, value in outcome.items() if key not in ("events", "seconds")}

@@ -65,10 +65,13 @@ class Network(ABC):
         rereads: Whether it sees the stream in every epoch, not only in the first.
         steps_ahead: How many steps before its own a batch is staged: on a GPU one, to be copied beside what
             is computed; on a CPU none, as it would be out of the cache again.
+        trial: Whether a few made-up events show that it learns and is exported. Trees do not grow on them
+            where their leaves must be heavy.
     """
 
     rereads = True
     steps_ahead = 0
+    trial = True
 
     def learn(self, epoch: Epoch) -> None:
         """See every event of an epoch once, and learn from it; by steps, unless this is overridden."""

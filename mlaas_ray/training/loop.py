@@ -23,13 +23,15 @@ from mlaas_ray.core import FeatureSpec
 from mlaas_ray.core.errors import EmptyDataError, ModelError
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.cursor import Cursor
-from mlaas_ray.training.evaluation import EVENTS, evaluate, importance, write_evaluation
+from mlaas_ray.training.evaluation import EVENTS, Evaluation, evaluate, importance, write_evaluation
 from mlaas_ray.training.events import EventSource
-from mlaas_ray.training.framework import Framework, Network, Setup
+from mlaas_ray.training.exporting import export
+from mlaas_ray.training.framework import Network, Setup
 from mlaas_ray.training.frameworks import load_framework
 from mlaas_ray.training.group import Group
 from mlaas_ray.training.metrics import Scores, scores_of
 from mlaas_ray.training.progress import Mailbox
+from mlaas_ray.training.refusal import refusal
 from mlaas_ray.training.settings import EpochReport, StepReport, TrainSettings, Weighting
 from mlaas_ray.training.source import Source
 from mlaas_ray.training.state import Progress, load_progress, restore, save_state
@@ -40,8 +42,6 @@ from mlaas_ray.training.stream import EventStream, ValidationEvents
 _REPORT_S = 1.0
 # Validation events that are judged at once.
 _PIECE = 65536
-# The largest difference allowed between an exported model and the network it was made from.
-EXPORT_TOLERANCE = 1e-4
 # Folder of a trained model with the state from which another run can begin.
 STATE = "state"
 
@@ -324,7 +324,7 @@ class _Worker:
 
     def _finish(self) -> None:
         """Ask the network about all there is, export it on rank 0, and report it as the last checkpoint."""
-        run, progress = self.run, self.progress
+        run = self.run
         files = self.group.from_first_object(_read(self._best))
         if files:
             with _written(files) as folder:
@@ -334,45 +334,45 @@ class _Worker:
         trained = evaluate(self.network, run.train, *asked, most=EVENTS)
         needed = importance(self.network, judged.sample, *asked)
         with tempfile.TemporaryDirectory() as name:
-            folder, checkpoint, result = Path(name), None, {}
+            report: dict[str, Any] = {}
+            checkpoint = None
             if self.group.rank == 0:
-                differences = export(self.framework, self.network, folder, judged.sample["x"])
-                (folder / STATE).mkdir()
-                self.network.save(folder / STATE)
-                write_evaluation(folder, judged, trained)
+                folder, report = self._exported(Path(name), judged, trained, needed)
                 checkpoint = Checkpoint.from_directory(folder)
-                result = {
-                    "history": progress.history,
-                    "events": progress.events,
-                    "seconds": progress.seconds,
-                    "training": progress.training,
-                    "validation": judged.scores.summary(),
-                    "best_epoch": progress.best and progress.best["epoch"],
-                    "export_difference": differences,
-                    "importance": needed,
-                }
-            ray.train.report({"result": result}, checkpoint=checkpoint)
+            ray.train.report(report, checkpoint=checkpoint)
 
+    def _exported(
+        self, home: Path, judged: Evaluation, trained: Evaluation, needed: dict[str, list[float]]
+    ) -> tuple[Path, dict[str, Any]]:
+        """Write the finished model; or, when it cannot be exported, the state from which that is tried again.
 
-def export(framework: Framework, network: Network, folder: Path, x: Any) -> dict[str, float]:
-    """Export a network, load each file afresh, and return the largest differences to its own answers.
-
-    Raises:
-        ModelError: When one is over ``EXPORT_TOLERANCE``, in deviations of what the network answers where
-            that is more than 1.
-    """
-    own = network.predict(x)
-    scale = max(1.0, float(np.abs(own).max(initial=0.0)))
-    differences = {}
-    for file in network.export(folder):
-        answers = framework.answer(folder, file, x)
-        differences[file] = float(np.max(np.abs(answers - own), initial=0.0))
-        if not differences[file] <= EXPORT_TOLERANCE * scale:
-            raise ModelError(
-                f"the exported {file} answers otherwise than the network, by up to {differences[file]:.2g}",
-                "Leave out layers that behave at random, or otherwise, outside training",
-            )
-    return differences
+        Returns:
+            The folder, below ``home``, and what to report with it.
+        """
+        progress, source = self.progress, self.run.framework if self.run.model.builtin else self.run.model
+        model, state = home / "model", home / "state"
+        model.mkdir()
+        try:
+            differences = export(self.framework, self.network, model, judged.sample["x"], source)
+        except Exception as error:
+            why = refusal(source, error, "the network cannot be exported:")
+            state.mkdir()
+            save_state(state, progress, self.network, self._best)
+            return state, {"unexported": [why.message, why.remedy]}
+        (model / STATE).mkdir()
+        self.network.save(model / STATE)
+        write_evaluation(model, judged, trained)
+        result = {
+            "history": progress.history,
+            "events": progress.events,
+            "seconds": progress.seconds,
+            "training": progress.training,
+            "validation": judged.scores.summary(),
+            "best_epoch": progress.best and progress.best["epoch"],
+            "export_difference": differences,
+            "importance": needed,
+        }
+        return model, {"result": result}
 
 
 def _read(folder: Path) -> dict[str, bytes]:

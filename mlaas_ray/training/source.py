@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import linecache
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -104,16 +105,18 @@ class Source:
         return function  # type: ignore[no-any-return]
 
     def where(self, error: BaseException) -> str:
-        """Return its name, with the line of its file where the error arose."""
-        line: int | None = None
-        if isinstance(error, SyntaxError) and error.filename == self.path:
-            line = error.lineno
-        trace = error.__traceback__
-        while trace is not None:
-            if self.path and trace.tb_frame.f_code.co_filename == self.path:
-                line = trace.tb_lineno
-            trace = trace.tb_next
-        return self.name if line is None else f"{self.name}, line {line}"
+        """Return its name, with the innermost line of its file, or of one beside it, where the error arose.
+
+        Compilers of frameworks keep the user's lines in the message only.
+        """
+        path = self.path or str(getattr(sys.modules.get(self.name.partition(":")[0]), "__file__", None) or "")
+        folder = str(Path(path).parent)
+        found = [(file, line) for file, line in _lines(error) if path and str(Path(file).parent) == folder]
+        if not found:
+            return self.name
+        file, line = found[-1]
+        name = self.name if file == path else str(Path(self.name.partition(":")[0]).parent / Path(file).name)
+        return f"{name}, line {line}"
 
     def _execute(self) -> types.ModuleType:
         """Run the file's text as a module of a name nobody else uses."""
@@ -136,9 +139,32 @@ class Source:
         return module
 
 
+def _lines(error: BaseException) -> list[tuple[str, int]]:
+    """Return the lines of code that an error came through, the innermost last, without those of our own."""
+    found: list[tuple[str, int]] = []
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        found = [(error.filename, error.lineno)]
+    trace = error.__traceback__
+    while trace is not None:
+        found.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        trace = trace.tb_next
+    found += [(file, int(line)) for file, line in re.findall(r'File "([^"]+)", line (\d+)', str(error))]
+    behind = error.__cause__ or error.__context__
+    ours = str(Path(__file__).parents[1])
+    return (_lines(behind) if behind is not None else []) + [
+        (file, line) for file, line in found if not file.startswith(ours)
+    ]
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's kind and the first lines of its message on one line, without a full stop."""
-    text = " ".join(str(error).split())
+    text = str(error)
+    # Keras wraps what went wrong in where it did, and prints it in bold; TensorFlow puts its own trace before
+    text = (re.findall(r"\x1b\[1m(.*?)\x1b\[0m", text, re.DOTALL) or [text])[-1]
+    text = text.rpartition("Error encountered:")[2]
+    if text.startswith("in user code:"):
+        text = text.rpartition("\n\n")[2]
+    text = " ".join(re.sub(r"{{.*?}}", "", text).split())
     if len(text) > 300:
         text = text[:300] + " …"
     return f"{type(error).__name__}: {text}".rstrip(".: ")

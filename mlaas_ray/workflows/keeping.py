@@ -102,6 +102,12 @@ def first_weights(run: RunFolder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.fetch(_FIRST).iterdir()}
 
 
+def code_of(job: Job, run: RunFolder) -> str:
+    """Return where a run keeps its copy of the user's model, or framework; a name where it has no copy."""
+    name = job.model.name or job.framework
+    return run.place(_CODE, Path(name).name) if name.endswith(".py") else name
+
+
 def _text(job: Job, run: RunFolder) -> str:
     return yaml.safe_dump(_kept(job, run), sort_keys=False, allow_unicode=True)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import ray
 
+from mlaas_ray.core.errors import ExportError
 from mlaas_ray.core.package import MANIFEST, ModelPackage, staging, write_package
 from mlaas_ray.core.task import Task
 from mlaas_ray.repository import ModelVersion, Repository
@@ -30,7 +31,14 @@ from mlaas_ray.streaming import (
 from mlaas_ray.training import EpochReport, StepReport, TrainedModel, fit
 from mlaas_ray.workflows.cluster import connected, durable
 from mlaas_ray.workflows.job import Job
-from mlaas_ray.workflows.keeping import begin, first_weights, kept_features, kept_job, kept_task
+from mlaas_ray.workflows.keeping import (
+    begin,
+    code_of,
+    first_weights,
+    kept_features,
+    kept_job,
+    kept_task,
+)
 from mlaas_ray.workflows.learning import task_of, weighting_of
 from mlaas_ray.workflows.lineage import lineage
 from mlaas_ray.workflows.logs import logged
@@ -159,7 +167,11 @@ def _run(
                 logs.add(report)
                 _tell(hooks.on_epoch, report)
 
-            trained = _trained(job, found, census, task, record, run, hooks, on_epoch)
+            try:
+                trained = _trained(job, found, census, task, record, run, hooks, on_epoch)
+            except ExportError as error:
+                again = f"mlaas train --resume {run} then exports it without training anew"
+                raise ExportError(error.message, f"{error.remedy}, in {code_of(job, run)}; {again}") from None
             logs.complete(trained.metrics["history"])
     return _packaged(job, run, found, census, task, trained)
 

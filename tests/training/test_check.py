@@ -16,17 +16,18 @@ TORCH = "from torch import nn\n\n\ndef model(n):\n    return {}\n"
 KERAS = "from keras import Sequential, layers\n\n\ndef model(n):\n    return {}\n"
 
 
-def build(framework: str, path: str, features: Any, task: Any, options: Any) -> str:
-    from mlaas_ray.training.check import build as make
+def attempt(framework: str, path: str, features: Any, task: Any, options: Any) -> str:
     from mlaas_ray.training.framework import Setup
     from mlaas_ray.training.frameworks import find_model, load_framework
     from mlaas_ray.training.group import Group
     from mlaas_ray.training.settings import TrainSettings
+    from mlaas_ray.training.trial import attempt as make
 
     chosen = load_framework(framework)
     settings = TrainSettings().filled(chosen.defaults)
+    setup = Setup(find_model(path, chosen), options, features, task, settings, Group())
     try:
-        make(chosen, Setup(find_model(path, chosen), options, features, task, settings, Group()))
+        make(chosen, setup, setup.model)
     except MlaasError as error:
         return str(error)
     return "good"
@@ -47,9 +48,10 @@ def build(framework: str, path: str, features: Any, task: Any, options: Any) -> 
         ),
         (
             "torch",
-            "nn.Linear(n, 1)",
+            "nn.Sequential(nn.Linear(n, 1), nn.ReLU())",
             "answers outside [0, 1]. End the network with one output and a sigmoid.",
         ),
+        ("torch", "nn.Linear(n, 3)", "answers with shape (events, 3), not (events, 1)"),
         ("torch", "[nn.Linear(n, 1)]", "returned builtins.list, no torch.nn.Module"),
         ("torch", "nn.Linear(n, 'one')", "my_model.py, line 5: model(5) failed with TypeError"),
         ("torch", "nn.Bilinear(n, 7, 1)", "the network fails on events of 5 values with RuntimeError"),
@@ -79,7 +81,7 @@ def test_a_model_that_will_not_do_is_refused_with_what_to_do(
 ) -> None:
     file = tmp_path / "my_model.py"
     file.write_text((TORCH if framework == "torch" else KERAS).format(network))
-    assert message in in_a_process(framework, build, framework, str(file), toy_features, Task(), {})
+    assert message in in_a_process(framework, attempt, framework, str(file), toy_features, Task(), {})
 
 
 THREE = Task(kind="multiclass", names=("a", "b", "c"))
@@ -94,6 +96,7 @@ MASS = Task(kind="regression", names=("mass",))
         ("nn.Sequential(nn.Linear(n, 3), nn.Sigmoid())", THREE, {}, "do not come to 1. End the network"),
         ("nn.Linear(n, 1)", MASS, {}, "good"),
         ("nn.Sequential(nn.Linear(n, 1), nn.Sigmoid())", Task(), {"width": 3}, "no argument 'width'"),
+        ("nn.Linear(n, 3)", THREE, {}, "good"),
     ],
 )
 def test_the_ending_must_fit_the_task(
@@ -107,7 +110,7 @@ def test_the_ending_must_fit_the_task(
 ) -> None:
     file = tmp_path / "my_model.py"
     file.write_text(TORCH.format(text))
-    assert message in in_a_process("torch", build, "torch", str(file), toy_features, task, options)
+    assert message in in_a_process("torch", attempt, "torch", str(file), toy_features, task, options)
 
 
 def test_a_model_is_given_what_it_asks_for(
@@ -120,7 +123,7 @@ def test_a_model_is_given_what_it_asks_for(
         "    assert (outputs, features.width, nodes) == (3, input_dim, 7)\n"
         "    return nn.Sequential(nn.Linear(input_dim, nodes), nn.Linear(nodes, outputs), nn.Softmax(1))\n"
     )
-    told = in_a_process("torch", build, "torch", str(file), toy_features, THREE, {"nodes": 7})
+    told = in_a_process("torch", attempt, "torch", str(file), toy_features, THREE, {"nodes": 7})
     assert told == "good"
 
 
@@ -141,7 +144,7 @@ def test_models_of_ours_refuse_what_they_cannot_do(
     options: dict[str, Any],
     message: str,
 ) -> None:
-    told = in_a_process(framework, build, framework, model, toy_features, Task(), options)
+    told = in_a_process(framework, attempt, framework, model, toy_features, Task(), options)
     assert message in told
 
 
@@ -187,6 +190,7 @@ def test_an_unknown_framework_is_named(toy_features: FeatureSpec) -> None:
         ),
         ("xgboost", {"max_dept": 3}, "xgboost has no parameter 'max_dept'. Did you mean 'max_depth'"),
         ("xgboost", {"eta": 0.3}, "xgboost has no parameter 'eta'"),  # it is train.learning_rate
+        ("xgboost", {"booster": "dart"}, "booster 'dart' cannot be exported. Use gbtree"),
     ],
 )
 def test_a_parameter_that_nobody_would_look_at_is_refused(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlaas_ray.core import FeatureSpec, MlaasError
-from mlaas_ray.core.errors import EmptyDataError, FileUnreadableError, ModelError
+from mlaas_ray.core.errors import EmptyDataError, ExportError, FileUnreadableError, ModelError
 from mlaas_ray.training import EpochReport, TrainedModel, TrainSettings, fit
 from mlaas_ray.training.fit import cpu_share, unwrap
 from tests.training.conftest import toy_table
@@ -302,3 +302,51 @@ def test_ours_is_found_among_others() -> None:
 def test_settings_check_themselves(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainSettings(**wrong)
+
+
+# Branches on values once it has taken five steps: more than its trial takes.
+GROWS_STRANGE = """
+from torch import nn
+
+class Layers(nn.Sequential):
+    steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        if self.steps > 5 and x.abs().max() > 1e6:
+            x = x.clamp(-1, 1)
+        return super().forward(x)
+
+def model(n):
+    return Layers(nn.Linear(n, 8), nn.ReLU(), nn.Linear(8, 1), nn.Sigmoid())
+"""
+
+
+@pytest.mark.slow
+def test_a_trained_network_that_cannot_be_exported_is_kept_and_exported_when_it_can(
+    toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
+) -> None:
+    import torch
+
+    file = tmp_path / "m.py"
+    file.write_text(GROWS_STRANGE)
+    again: dict[str, Any] = {
+        "name": "strange", "model": str(file), "settings": settings(epochs=2), "seed": 5,
+        "storage": tmp_path / "runs", "resume": True,
+    }  # fmt: skip
+    reports: list[EpochReport] = []
+    with pytest.raises(ExportError) as caught:
+        fit(*toy_pair(), toy_features, **again, on_epoch=reports.append)
+    assert "m.py, line 9: the network branches on the events' values" in caught.value.message
+    kept = Path(caught.value.message.partition("the trained network is kept in ")[2])
+    weights = torch.load(kept / "torch.pt", weights_only=True)["network"]
+    assert any(name.endswith("body.0.weight") for name in weights)
+
+    file.write_text(GROWS_STRANGE.replace("1e6:", "1e6 and False:"))
+    later: list[EpochReport] = []
+    trained = fit(*toy_pair(), toy_features, **again, on_epoch=later.append)
+    assert later == []
+    assert losses(trained) == [(report.loss, report.validation_loss) for report in reports]
+    state = torch.load(trained.folder / "state" / "torch.pt", weights_only=True)["network"]
+    assert all(torch.equal(state[name], values) for name, values in weights.items())
+    assert max(trained.metrics["export_difference"].values()) < 1e-5

@@ -10,6 +10,7 @@ import pytest
 from mlaas_ray.core.errors import JobError, LabelError
 from mlaas_ray.workflows import Job
 from mlaas_ray.workflows.mlaas4hep import recipe_job
+from tests.training.test_mlaas4hep_models import LOGITS, LR, TWO
 
 MODEL = "from tensorflow import keras\n\ndef model(idim):\n    return keras.Sequential()\n"
 
@@ -211,3 +212,22 @@ def test_a_file_that_is_no_json_is_named(recipe: Recipe) -> None:
         recipe_job("files.txt", "labels.txt", "my_model.py", "bad.json")
     with pytest.raises(JobError, match=r"cannot read the preproc file none.json: No such file"):
         recipe_job("files.txt", "labels.txt", "my_model.py", None, "none.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [LR, TWO, LOGITS.format(package="MLaaS4HEP.jarray.pytorch")])
+def test_the_whole_recipe_runs_with_each_of_them(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    from mlaas_ray.workflows import train
+    from mlaas_ray.workflows.toy import write_sample
+
+    monkeypatch.chdir(tmp_path)
+    for process in ("signal", "background"):
+        write_sample(tmp_path / f"{process}.root", process, 3000, 1)  # type: ignore[arg-type]
+    Path("ex_model.py").write_text(text)
+    Path("params.json").write_text(json.dumps({"epochs": 3, "batch_size": 100}))
+    job = recipe_job("signal.root,background.root", "1,0", "ex_model.py", "params.json")
+    package = train(job, progress=False)
+    assert package.metrics["validation"]["auc"] > 0.6
+    assert max(package.metrics["export_difference"].values()) < 1e-4

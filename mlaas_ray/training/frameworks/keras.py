@@ -19,8 +19,9 @@ from mlaas_ray.core.errors import ModelError
 from mlaas_ray.core.package import MODEL_PATHS, ModelFormat
 from mlaas_ray.training.batches import Batch, Floats
 from mlaas_ray.training.framework import INPUT, OUTPUT, Network, Setup, check_parameters
+from mlaas_ray.training.frameworks.mlaas4hep import give_lr
 from mlaas_ray.training.frameworks.models import MODELS
-from mlaas_ray.training.frameworks.modules import module_of
+from mlaas_ray.training.frameworks.modules import NO_ENDING, Ending, module_of
 from mlaas_ray.training.metrics import EPSILON, HUBER
 from mlaas_ray.training.normalised import Normaliser
 from mlaas_ray.training.settings import NETWORK_DEFAULTS
@@ -48,6 +49,7 @@ class Keras:
             import keras
             import tensorflow as tf
 
+        give_lr()
         tf.get_logger().setLevel(logging.ERROR)
         try:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -61,8 +63,8 @@ class Keras:
     def network(self, setup: Setup) -> Network:
         """Make a network ready for training, its weights those of rank 0."""
         check_parameters(setup, self.name)
-        module = module_of(setup, self)
-        return KerasNetwork(setup, module, masked=self.takes_mask(module))
+        module, ending = module_of(setup, self)
+        return KerasNetwork(setup, module, masked=self.takes_mask(module), ending=ending)
 
     def answer(self, folder: Path, file: str, x: Floats) -> npt.NDArray[Any]:
         """Load the SavedModel afresh and return the answers of its serving signature."""
@@ -104,16 +106,42 @@ class Keras:
         """Run rows through a bare module, without training it."""
         return np.asarray(module([x, mask] if self.takes_mask(module) else x, training=False))
 
+    def ends_linear(self, module: Any, x: Floats, mask: Floats) -> bool:
+        """Whether its last layer is ``Dense`` without activation, or its loss is compiled for logits."""
+        import keras
+
+        if getattr(getattr(module, "loss", None), "from_logits", False):
+            return True
+        layer = module
+        while isinstance(layer, keras.Sequential) and layer.layers:
+            layer = layer.layers[-1]
+        if isinstance(layer, keras.Model):
+            try:
+                layer = layer.outputs[0]._keras_history.operation
+            except (AttributeError, TypeError, IndexError):
+                return False
+        return isinstance(layer, keras.layers.Dense) and layer.activation is keras.activations.linear
+
+    def finish(self, answers: Any, ending: Ending) -> Any:
+        """Put an ending behind answers."""
+        import keras
+
+        if ending.activation:
+            answers = getattr(keras.ops, ending.activation)(answers)
+        return answers[:, 1:] if ending.second else answers
+
 
 class KerasNetwork(Network):
     """A Keras network in training; see :class:`mlaas_ray.training.framework.Network`."""
 
-    def __init__(self, setup: Setup, module: Any, masked: bool) -> None:
+    def __init__(self, setup: Setup, module: Any, masked: bool, ending: Ending = NO_ENDING) -> None:
         import keras
 
         group = setup.group
         self._module = module
         self._masked = masked
+        self._ending = ending
+        self._source = setup.model
         self._task = setup.task
         self._clip = setup.settings.clip
         self._offset, self._scale = setup.features.affine()
@@ -154,7 +182,7 @@ class KerasNetwork(Network):
         inputs = [values, mask] if self._masked else values
         answer = tf.cast(self._module(inputs, training=training), tf.float32)
         if self._task.kind != "regression":
-            return answer
+            return Keras().finish(answer, self._ending)
         return answer * np.array(self._task.scale, np.float32) + np.array(self._task.offset, np.float32)
 
     def _losses(self, prediction: Any, y: Any) -> Any:
@@ -288,6 +316,14 @@ class KerasNetwork(Network):
         served.serve = tf.function(
             lambda inputs: {OUTPUT: self._forward(inputs, training=False)}, input_signature=[columns]
         )
+        for operation in served.serve.get_concrete_function().graph.get_operations():
+            if operation.type in ("PyFunc", "PyFuncStateless", "EagerPyFunc"):
+                lines = "".join(f'File "{one.filename}", line {one.lineno}\n' for one in operation.traceback)
+                raise ModelError(
+                    f"{self._source.where(RuntimeError(lines))}: the network calls Python by tf.py_function,"
+                    " which a SavedModel cannot hold",
+                    "Use functions of keras.ops or tf",
+                )
         names = tf.constant(list(self._task.names))
         served.names = tf.function(lambda: {"names": names}, input_signature=[])
         file = MODEL_PATHS["savedmodel"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import io
 import json
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mlaas_ray.core.errors import MlaasError, ModelError
 from mlaas_ray.core.package import MODEL_PATHS, ModelFormat
 from mlaas_ray.training.batches import Batch, Floats
 from mlaas_ray.training.framework import INPUT, OUTPUT, Network, Setup, check_parameters
+from mlaas_ray.training.frameworks.mlaas4hep import give_package
 from mlaas_ray.training.frameworks.models import MODELS
-from mlaas_ray.training.frameworks.modules import module_of
+from mlaas_ray.training.frameworks.modules import NO_ENDING, Ending, module_of
 from mlaas_ray.training.metrics import EPSILON, HUBER
 from mlaas_ray.training.normalised import Normaliser
+from mlaas_ray.training.refusal import refusal
 from mlaas_ray.training.settings import NETWORK_DEFAULTS
+from mlaas_ray.training.source import Source
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +51,9 @@ class Torch:
         """Set threads and seeds of this process, before anything is built."""
         import torch
 
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        logging.getLogger("torch").setLevel(logging.CRITICAL)  # what is wrong is in an exception too
+        logging.getLogger("torch.onnx").setLevel(logging.CRITICAL)
+        give_package()
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
         if torch.cuda.is_available():
@@ -54,8 +62,8 @@ class Torch:
     def network(self, setup: Setup) -> Network:
         """Make a network ready for training, spread over Ray Train's group if there is one."""
         check_parameters(setup, self.name)
-        module = module_of(setup, self)
-        return TorchNetwork(setup, module, masked=self.takes_mask(module))
+        module, ending = module_of(setup, self)
+        return TorchNetwork(setup, module, masked=self.takes_mask(module), ending=ending)
 
     def answer(self, folder: Path, file: str, x: Floats) -> npt.NDArray[Any]:
         """Load an exported file afresh, with ONNX Runtime or as a program, and return its answers."""
@@ -109,11 +117,41 @@ class Torch:
         with torch.no_grad():
             return np.asarray(module(*inputs).detach().cpu().numpy())
 
+    def ends_linear(self, module: Any, x: Floats, mask: Floats) -> bool:
+        """Whether its answers are what an ``nn.Linear`` gave, which nothing changed since."""
+        from torch import nn
+
+        given: list[tuple[Any, int]] = []
+        hooks = [
+            layer.register_forward_hook(lambda _, __, out: given.append((out, out._version)))
+            for layer in module.modules()
+            if isinstance(layer, nn.Linear)
+        ]
+        last: list[Any] = []
+        hooks.append(module.register_forward_hook(lambda _, __, out: last.append(out)))
+        try:
+            self.run(module, x, mask)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return any(out is answer and out._version == version for out, version in given for answer in last)
+
+    def finish(self, answers: Any, ending: Ending) -> Any:
+        """Put an ending behind answers."""
+        import torch
+
+        answers = torch.as_tensor(answers)
+        if ending.activation:
+            answers = answers.sigmoid() if ending.activation == "sigmoid" else answers.softmax(dim=1)
+        return answers[:, 1:] if ending.second else answers
+
 
 class TorchNetwork(Network):
     """A PyTorch network in training; see :class:`mlaas_ray.training.framework.Network`."""
 
-    def __init__(self, setup: Setup, module: torch.nn.Module, *, masked: bool) -> None:
+    def __init__(
+        self, setup: Setup, module: torch.nn.Module, *, masked: bool, ending: Ending = NO_ENDING
+    ) -> None:
         import torch
 
         settings = setup.settings
@@ -121,7 +159,7 @@ class TorchNetwork(Network):
         self._task = setup.task
         self._group = setup.group
         self._clip = settings.clip
-        self._full: Any = complete(setup, module, masked=masked)
+        self._full: Any = complete(setup, module, masked=masked, ending=ending)
         self._spread: Any = self._full.answering
         self._normalise = Normaliser(setup, masked=masked)
         self._device = torch.device("cpu")
@@ -270,10 +308,11 @@ class TorchNetwork(Network):
     def export(self, folder: Path) -> list[str]:
         """Write ``model.onnx`` and ``model.pt2``: one file each, any number of rows."""
         full = self._averaged.cpu().eval()
-        file = write_onnx(full, self._setup, folder, program=PROGRAM)
-        full.to(self._device)
-        full.train()
-        return [file, PROGRAM]
+        try:
+            return [write_onnx(full, self._setup, folder, program=PROGRAM), PROGRAM]
+        finally:
+            full.to(self._device)
+            full.train()
 
     def _average(self) -> None:
         """Let the averaged weights follow those of the last step; in the first steps, more closely."""
@@ -338,22 +377,25 @@ def write_onnx(module: torch.nn.Module, setup: Setup, folder: Path, program: str
     """
     import torch
 
-    rows = torch.zeros(2, setup.width)
     file = MODEL_PATHS["onnx"]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporters talk about their own future
-        shapes = ({0: torch.export.Dim("events")},)
-        exported = torch.export.export(module.eval(), (rows,), dynamic_shapes=shapes)
+        exported = _program(module.eval(), setup.width)
         if program is not None:
             torch.export.save(exported, folder / program)
-        written = torch.onnx.export(
-            exported,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            external_data=False,
-            optimize=True,
-            verbose=False,
-        )
+        if any("cdist" in str(node.target) for node in exported.graph.nodes):
+            exported = exported.run_decompositions({torch.ops.aten.cdist.default: _distances})
+        try:
+            written = torch.onnx.export(
+                exported,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                external_data=False,
+                optimize=True,
+                verbose=False,
+            )
+        except Exception as error:
+            raise _unwritten(error, setup.model) from error
     assert written is not None
     about = {"task": setup.task.kind, "names": json.dumps(list(setup.task.names))}
     written.model.metadata_props.update(about)
@@ -361,13 +403,65 @@ def write_onnx(module: torch.nn.Module, setup: Setup, folder: Path, program: str
     return file
 
 
-def complete(setup: Setup, body: torch.nn.Module, *, masked: bool) -> Any:
-    """Put preprocessing before a bare module, and the targets' units behind it.
+def _program(module: torch.nn.Module, width: int) -> Any:
+    """Return the program of ``torch.export``, for any number of rows."""
+    import torch
+
+    def traced(strict: bool) -> Any:
+        rows, shapes = torch.zeros(2, width), ({0: torch.export.Dim("events")},)
+        return torch.export.export(module, (rows,), dynamic_shapes=shapes, strict=strict)
+
+    try:
+        return traced(strict=False)
+    except Exception as error:
+        try:
+            return traced(strict=True)  # from the bytecode, where len(x) is no number yet
+        except Exception as other:
+            raise error from other
+
+
+def _distances(
+    a: torch.Tensor, b: torch.Tensor, p: float = 2.0, compute_mode: int | None = None
+) -> torch.Tensor:
+    """Return ``torch.cdist`` by what ONNX has: ``(…, n, d)``, ``(…, m, d)`` -> ``(…, n, m)``."""
+    apart = (a.unsqueeze(-2) - b.unsqueeze(-3)).abs()
+    if p == 0:
+        return (apart > 0).to(a.dtype).sum(-1)
+    if p == math.inf:
+        return apart.amax(-1)
+    if p == 1:
+        return apart.sum(-1)
+    return (apart * apart).sum(-1).sqrt() if p == 2 else apart.pow(p).sum(-1).pow(1 / p)
+
+
+def _unwritten(error: Exception, source: Source) -> MlaasError:
+    """Return the error to show when a program could not be written as ONNX: what that lacks, and where."""
+    cause: BaseException | None = error
+    while cause is not None:
+        trace = cause.__traceback__
+        while trace is not None:
+            node: Any = trace.tb_frame.f_locals.get("node")  # of the program, in PyTorch's exporter
+            if node is not None and hasattr(node, "meta"):
+                where = source.where(RuntimeError(node.meta.get("stack_trace")))
+                return ModelError(
+                    f"{where}: the network cannot be exported: ONNX has nothing for {node.target}",
+                    "Write it with simpler functions of torch",
+                )
+            trace = trace.tb_next
+        error, cause = cause if isinstance(cause, Exception) else error, cause.__cause__
+    return refusal(
+        source, error, "the network cannot be exported:", "Write it with simpler functions of torch"
+    )
+
+
+def complete(setup: Setup, body: torch.nn.Module, *, masked: bool, ending: Ending = NO_ENDING) -> Any:
+    """Put preprocessing before a bare module, and its ending or the targets' units behind it.
 
     Args:
         setup: Whose columns and task it is for.
         body: Takes normalised values ``(events, features)``.
         masked: Whether it takes the mask too.
+        ending: What it lacks.
 
     Returns:
         A module that takes raw values. Its ``answering`` takes normalised ones and the mask, which is ignored
@@ -378,11 +472,12 @@ def complete(setup: Setup, body: torch.nn.Module, *, masked: bool) -> Any:
     from mlaas_ray.training.frameworks.torch_models import module
 
     offset, scale = (torch.from_numpy(array.copy()) for array in setup.features.affine())
-    regression = setup.task.kind == "regression"
+    regression, finish = setup.task.kind == "regression", Torch().finish
 
     def answer(self: Any, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        answers: torch.Tensor = self.body(values, mask) if masked else self.body(values)
-        return answers * self.spread + self.centre if regression else answers
+        found = self.body(values, mask) if masked else self.body(values)
+        answers: torch.Tensor = found * self.spread + self.centre if regression else finish(found, ending)
+        return answers
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         # False for NaN and infinities, in every runtime that follows IEEE 754

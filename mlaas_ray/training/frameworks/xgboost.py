@@ -84,6 +84,9 @@ class XGBoost:
 
         known = set(inspect.signature(xgboost.XGBModel).parameters) - _OURS
         check_parameters(setup, self.name, known | _MORE)
+        booster = setup.settings.parameters.get("booster", "gbtree")
+        if booster != "gbtree":
+            raise ModelError(f"train.parameters: booster {booster!r} cannot be exported", "Use gbtree")
         return XGBoostNetwork(setup, self._threads, self._seed)
 
     def answer(self, folder: Path, file: str, x: Floats) -> npt.NDArray[Any]:
@@ -107,6 +110,7 @@ class XGBoostNetwork(Network):
     """A forest that grows; see :class:`mlaas_ray.training.framework.Network`."""
 
     rereads = False
+    trial = False
 
     def __init__(self, setup: Setup, threads: int, seed: int) -> None:
         own = dict(setup.settings.parameters)
