@@ -15,6 +15,7 @@
     ├── EventError (ValueError)                 an event that does not fit the model it was sent to
     ├── ModelError (ValueError)                 a model that cannot be built, trained or exported
     ├── PackageError (ValueError)               a model package that is damaged or incomplete
+    ├── StorageError (OSError)                  a folder or bucket that cannot be written to
     ├── RepositoryError
     │   ├── InvalidNameError (ValueError)       a name no model may have
     │   ├── ModelMissingError (LookupError)
@@ -103,6 +104,10 @@ class ModelError(MlaasError, ValueError):
 
 class PackageError(MlaasError, ValueError):
     """A model package that is damaged or incomplete."""
+
+
+class StorageError(MlaasError, OSError):
+    """A folder or bucket that cannot be written to: full, read-only, or out of reach."""
 
 
 class RepositoryError(MlaasError):
