@@ -159,6 +159,7 @@ def result(
         "events_per_s": metrics["events_per_s"],
         "seconds": metrics["seconds"],
         "export_difference": metrics["export_difference"],
+        "warnings": metrics.get("warnings", []),
     }
 
 

@@ -30,6 +30,7 @@ from mlaas_ray.streaming import (
     take_census,
 )
 from mlaas_ray.training import LAST, EpochReport, StepReport, TrainedModel, check_workers, fit
+from mlaas_ray.workflows.cautions import Caution, cautions
 from mlaas_ray.workflows.cluster import connected, durable
 from mlaas_ray.workflows.job import Job
 from mlaas_ray.workflows.keeping import (
@@ -94,7 +95,7 @@ def train(
     Returns:
         The package, in a folder of its own below ``job.storage``. Its metrics hold ``validation`` (``auc``,
         ``loss``, ``accuracy``, …), ``training``, ``history``, ``events`` (seen in all epochs), ``seconds``
-        (of training), ``events_per_s``, ``time``, ``importance`` and ``export_difference``.
+        (of training), ``events_per_s``, ``time``, ``importance``, ``export_difference`` and ``warnings``.
 
     Raises:
         JobError: When the job contradicts itself.
@@ -168,6 +169,9 @@ def _run(
         classes = 0 if job.kind == "regression" else job.class_count
         census = take_census(found, reading=job.reading, classes=classes, progress=progress)
         _tell(hooks.on_census, census)
+        warnings = cautions(found, census, job)
+        for warning in warnings:
+            _tell(hooks.on_note, str(warning))
         task = kept_task(run, first) or task_of(job, census)
         begin(job, run, found, census, task, first)
         _tell(hooks.on_run, run)
@@ -180,7 +184,7 @@ def _run(
             trained = _trained(job, found, census, task, record, run, hooks, on_epoch)
             logs.complete(trained.metrics["history"])
     with _going_on(run):
-        return _packaged(job, run, found, census, task, trained)
+        return _packaged(job, run, found, census, task, trained, warnings)
 
 
 def _trained(
@@ -227,7 +231,13 @@ def _trained(
 
 
 def _packaged(
-    job: Job, run: RunFolder, found: FirstPass, census: Census, task: Task, trained: TrainedModel
+    job: Job,
+    run: RunFolder,
+    found: FirstPass,
+    census: Census,
+    task: Task,
+    trained: TrainedModel,
+    warnings: Sequence[Caution],
 ) -> ModelPackage:
     """Write the package, and the report of what came of the training."""
     from mlaas_ray.workflows.report import write_report
@@ -243,6 +253,7 @@ def _packaged(
             "events": trained.events,
             "seconds": trained.seconds,
             "events_per_s": trained.events_per_s,
+            "warnings": [warning.document() for warning in warnings],
         }
         page = write_report(home / "report", folder, job, found.features, census, task, metrics)
         shutil.copyfile(page, folder / page.name)
