@@ -97,9 +97,8 @@ def inspect(
         mlaas inspect 'das:/A/B/NANOAODSIM' --sample 0.01 --bad-files skip --missing drop
         mlaas inspect job.yaml
     """
-    from mlaas_ray.streaming import take_census
+    from mlaas_ray.streaming.cautions import cautions
     from mlaas_ray.streaming.first_pass import prepare_call
-    from mlaas_ray.workflows.cautions import cautions
 
     if no_cache:
         os.environ["MLAAS_CACHE"] = "off"
@@ -122,16 +121,18 @@ def inspect(
     )
     call = prepare_call(samples, inputs, reading=reading, key=key, everything=True)
     found = call.remembered()
-    census = None
+    counted: tuple[Any, ...] = ()
     if found is None or job is not None:
+        from mlaas_ray.streaming import take_census
         from mlaas_ray.workflows import connected
 
         with connected(address):
             found = found or call.run()
             if job is not None:
-                classes = 0 if job.kind == "regression" else job.class_count
-                census = take_census(found, reading=reading, classes=classes)
-    warnings = cautions(found, census, job)
+                classes = [] if job.kind == "regression" else job.classes
+                census = take_census(found, reading=reading, classes=len(classes))
+                counted = (census, classes, job.split.parts)
+    warnings = cautions(found, *counted)
     if json:
         emit(document(found) | {"warnings": [warning.document() for warning in warnings]})
     else:

@@ -34,8 +34,8 @@ def writing(place: str | Path) -> Iterator[None]:
         raise refused(place, error) from error
 
 
-def refused(place: str | Path, error: Exception) -> StorageError:
-    """Return the error that says that a place cannot be used, and why."""
+def refused(place: str | Path, error: Exception, doing: str = "write to") -> StorageError:
+    """Return the error that says that something cannot be done with a place, and why."""
     number = getattr(error, "errno", None)
     reason = (number in _FULL + _CLOSED and getattr(error, "strerror", None)) or " ".join(
         (str(error) or type(error).__name__).split()
@@ -49,7 +49,7 @@ def refused(place: str | Path, error: Exception) -> StorageError:
         remedy += "~/.aws) and AWS_ENDPOINT_URL"
     else:
         remedy = "Look at that folder"
-    return StorageError(f"cannot write to {place}: {reason.rstrip('.')}", remedy)
+    return StorageError(f"cannot {doing} {place}: {reason.rstrip('.')}", remedy)
 
 
 def check_room(folder: str | Path, wanted: int) -> None:

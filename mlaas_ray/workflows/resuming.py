@@ -150,7 +150,7 @@ def entry_of(path: Sequence[str]) -> str:
 
 def _flat(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Give each key that holds no further keys, and its value."""
-    if not isinstance(content, Mapping) or not content:
+    if not isinstance(content, Mapping):
         yield path, content
         return
     for name, value in content.items():

@@ -71,12 +71,12 @@ class RunFolder:
 
     def exists(self, name: str) -> bool:
         """Tell whether there is a file or folder of that name."""
-        with self._access():
+        with self._access("read"):
             return bool(self._fs.exists(self._inside(name)))
 
     def read(self, name: str) -> str | None:
         """Return a file's text; None when there is none."""
-        with self._access():
+        with self._access("read"):
             try:
                 content: bytes = self._fs.cat_file(self._inside(name))
             except FileNotFoundError:
@@ -116,7 +116,7 @@ class RunFolder:
         if self.is_local:
             return Path(self._inside(name))
         copy = scratch() / name
-        with self._access():
+        with self._access("read"):
             self._fs.get(self._inside(name), str(copy), recursive=True)
         return copy
 
@@ -124,7 +124,7 @@ class RunFolder:
         return posixpath.join(self._root, name)
 
     @contextmanager
-    def _access(self) -> Iterator[None]:
+    def _access(self, doing: str = "write to") -> Iterator[None]:
         """Tell what a file system or an object store says, in one line."""
         try:
             yield
@@ -133,7 +133,7 @@ class RunFolder:
         except Exception as error:  # each object store has errors of its own
             if self.is_local and not isinstance(error, OSError):
                 raise
-            raise refused(self.url, error) from error
+            raise refused(self.url, error, doing) from error
 
 
 def scratch() -> Path:

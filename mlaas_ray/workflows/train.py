@@ -29,8 +29,8 @@ from mlaas_ray.streaming import (
     planned_events,
     take_census,
 )
+from mlaas_ray.streaming.cautions import Caution, cautions
 from mlaas_ray.training import LAST, EpochReport, StepReport, TrainedModel, check_workers, fit
-from mlaas_ray.workflows.cautions import Caution, cautions
 from mlaas_ray.workflows.cluster import connected, durable
 from mlaas_ray.workflows.job import Job
 from mlaas_ray.workflows.keeping import (
@@ -169,7 +169,7 @@ def _run(
         classes = 0 if job.kind == "regression" else job.class_count
         census = take_census(found, reading=job.reading, classes=classes, progress=progress)
         _tell(hooks.on_census, census)
-        warnings = cautions(found, census, job)
+        warnings = cautions(found, census, job.classes if classes else (), job.split.parts)
         for warning in warnings:
             _tell(hooks.on_note, str(warning))
         task = kept_task(run, first) or task_of(job, census)

@@ -47,7 +47,7 @@ def test_a_run_ends_after_as_many_epochs_without_improvement_as_are_allowed() ->
     # equal is no improvement; the seventh epoch never comes
     assert best == [True, True, False, True, False, False]
     assert progress.stopped
-    assert progress.best == {"epoch": 4, "value": 0.6}
+    assert progress.best == {"epoch": 4, "value": 0.6, "monitor": "validation_loss"}
 
 
 def test_an_improvement_must_be_large_enough() -> None:

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from pyarrow.fs import FileSelector
 
-from mlaas_ray.core.errors import JobError
+from mlaas_ray.core.errors import JobError, StorageError
 from mlaas_ray.workflows.run_folder import RunFolder, filesystem
 from tests.s3 import running_s3
 
@@ -73,7 +73,7 @@ def test_the_last_file_comes_after_all_others(tmp_path: Path) -> None:
         (source / name).write_text(name)
     # the manifest cannot be written: what comes before it is there by then
     (tmp_path / "run" / "package" / "package.json").mkdir(parents=True)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(StorageError, match=f"cannot write to {run}: .*Is a directory"):
         run.put(source, "package", last="package.json")
     assert [run.read(f"package/{name}") for name in ("a", "z")] == ["a", "z"]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mlaas_ray.core.statistics import Sketches
-from mlaas_ray.streaming import Census, FirstPass
-from mlaas_ray.workflows.job import Job
+
+if TYPE_CHECKING:
+    from mlaas_ray.streaming.census import Census
+    from mlaas_ray.streaming.first_pass import FirstPass
 
 # Events of a class below which a training, or its validation, says little.
 FEW_TRAINING = 100
@@ -45,15 +47,21 @@ class Caution:
         return asdict(self)
 
 
-def cautions(found: FirstPass, census: Census | None = None, job: Job | None = None) -> list[Caution]:
+def cautions(
+    found: FirstPass,
+    census: Census | None = None,
+    classes: Sequence[str] = (),
+    parts: Sequence[tuple[float, float]] = (),
+) -> list[Caution]:
     """Return what should be looked at before a training on some events.
 
     Args:
         found: What the first pass found; of what it did not measure nothing is said.
         census: Events of each class after the cuts, if they were counted.
-        job: What is to be trained, if that is known.
+        classes: Names of the classes in the order of their labels; none when targets are learnt.
+        parts: The intervals of [0, 1) whose events are learnt from and judged by.
     """
-    few = _few(census, job) if census is not None and job is not None else ()
+    few = _few(census, classes, parts) if census is not None else ()
     return [*_poor(found), *_same(found), *few]
 
 
@@ -110,22 +118,15 @@ def _same(found: FirstPass) -> Iterator[Caution]:
             )
 
 
-def _few(census: Census, job: Job) -> Iterator[Caution]:
+def _few(census: Census, classes: Sequence[str], parts: Sequence[tuple[float, float]]) -> Iterator[Caution]:
     """Tell of classes with few events to learn from, or to judge by."""
-    if job.kind == "regression":
-        counts = {"": (census.total.events, tuple(one.name for one in census.datasets))}
-    else:
-        counts = {
-            name: (
-                count.events,
-                tuple(one.name for one in census.datasets if float(label) in one.labels),
-            )
-            for label, (name, count) in enumerate(
-                zip(job.classes, census.classes(job.class_count), strict=True)
-            )
-        }
-    learn, judge = (stop - start for start, stop in job.split.parts)
-    for name, (events, datasets) in counts.items():
+    learn, judge = (stop - start for start, stop in parts)
+    # all targets are counted under one label
+    for label, (name, count) in enumerate(
+        zip(classes or [""], census.classes(len(classes) or 1), strict=True)
+    ):
+        events = count.events
+        datasets = tuple(one.name for one in census.datasets if float(label) in one.labels)
         if events * learn < FEW_TRAINING or events * judge < FEW_VALIDATION:
             yield Caution(
                 "few",
