@@ -78,9 +78,13 @@ def changed_keys(before: Job, after: Job) -> list[str]:
         JobError: For the first that cannot change when a run goes on, with the reason.
     """
     one, other = (dict(_flat(job.model_dump(mode="json"))) for job in (before, after))
+    said = dict(_flat(after.model_dump(mode="json", exclude_unset=True)))
     absent = object()  # null is a value
     changed = sorted(
-        path for path in one.keys() | other.keys() if one.get(path, absent) != other.get(path, absent)
+        path
+        for path in one.keys() | other.keys()
+        # a new section's defaults are none of the user's words
+        if one.get(path, absent) != other.get(path, absent) and (path in one or path in said)
     )
     for path in changed:
         if reason := KEYS[entry_of(path)]:
