@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mlaas_ray.core import FeatureSpec, MlaasError
-from mlaas_ray.core.errors import EmptyDataError, FileUnreadableError, ModelError
+from mlaas_ray.core.errors import EmptyDataError, FileUnreadableError, JobError, ModelError
 from mlaas_ray.training import EpochReport, TrainedModel, TrainSettings, fit
-from mlaas_ray.training.fit import cpu_share, unwrap
+from mlaas_ray.training.fit import check_workers, cpu_share, unwrap
 from tests.training.conftest import toy_table
 
 Make = Callable[..., tuple[Any, Any]]
@@ -302,3 +302,28 @@ def test_ours_is_found_among_others() -> None:
 def test_settings_check_themselves(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainSettings(**wrong)
+
+
+@pytest.mark.usefixtures("ray_local")  # of four CPUs
+@pytest.mark.parametrize(
+    ("wanted", "for_reading", "message"),
+    [
+        ({"workers": 5, "cpus_per_worker": 1}, False, "there is room for 4 of 5 workers of 1 CPU each"),
+        ({"workers": 2, "cpus_per_worker": 3}, False, "there is room for 1 of 2 workers of 3 CPUs each"),
+        ({"workers": [5, 9], "cpus_per_worker": 1}, False, "there is room for 4 of 5 workers"),
+        ({"gpus_per_worker": 99}, False, "there is room for 0 of 1 workers of 99 GPUs each: .* has 4 CPUs"),
+        ({"workers": 4, "cpus_per_worker": 1}, True, "4 workers of 1 CPU each leave no CPU for the tasks"),
+    ],
+)
+def test_workers_for_which_there_will_never_be_room_are_refused_at_once(
+    wanted: dict[str, Any], for_reading: bool, message: str
+) -> None:
+    with pytest.raises(JobError, match=message):
+        check_workers(TrainSettings.of(wanted, "test"), for_reading=for_reading)
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("wanted", [{}, {"workers": 4, "cpus_per_worker": 1}, {"workers": [2, 8]}])
+def test_workers_for_which_there_is_room_are_not(wanted: dict[str, Any]) -> None:
+    check_workers(TrainSettings.of(wanted, "test"))
+    check_workers(TrainSettings.of(wanted | {"cpus_per_worker": 0.5}, "test"), for_reading=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import yaml
 
 from mlaas_ray.core.errors import JobError
+from mlaas_ray.core.package import ModelPackage
+from mlaas_ray.workflows import Hooks, Job, resume, train
 from mlaas_ray.workflows.keeping import JOB, changes_of
 from mlaas_ray.workflows.resuming import KEYS, entry_of
 from mlaas_ray.workflows.run_folder import RunFolder
@@ -159,3 +162,64 @@ def test_the_documentation_tells_what_may_change() -> None:
     told = page.partition("## Resuming")[2].partition("\n## ")[0]
     for key, reason in KEYS.items():
         assert (f"`{key}`" in told) == (not reason), key
+
+
+def trained(job: Path) -> tuple[RunFolder, ModelPackage]:
+    runs: list[RunFolder] = []
+    package = train(Job.load(job), progress=False, hooks=Hooks(on_run=runs.append))
+    return runs[0], package
+
+
+def losses(package: ModelPackage) -> list[list[float]]:
+    return [[one["loss"], one["validation_loss"]] for one in package.metrics["history"]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize(
+    ("framework", "parameters"), [("torch", {}), ("keras", {}), ("xgboost", {"trees_per_epoch": 5})]
+)
+def test_a_finished_run_trains_on_to_what_a_longer_one_comes_to(
+    write_job: Callable[..., Path], framework: str, parameters: dict[str, Any]
+) -> None:
+    options = {"schedule": "constant", "parameters": parameters, "checkpoint": {"keep": 1}}
+    _, longer = trained(write_job(framework=framework, train={"epochs": 4, **options}))
+    run, short = trained(write_job(framework=framework, train={"epochs": 2, **options}))
+    sizes = short.manifest.files
+    _, further = resume(run.url, progress=False, changes=["train.epochs=4"])
+    further.check()
+    assert [one["epoch"] for one in further.metrics["history"]] == [1, 2, 3, 4]
+    assert losses(further) == [pytest.approx(one, rel=1e-5) for one in losses(longer)]
+    assert further.metrics["validation"]["auc"] == pytest.approx(
+        longer.metrics["validation"]["auc"], abs=1e-5
+    )
+    assert further.metrics["events"] == 2 * short.metrics["events"]
+    # the model is another, and made of the same files: nothing of the run's state is in it
+    assert sizes.keys() == further.manifest.files.keys()
+    assert not [name for name in sizes if name.startswith("last")]
+    # and again: nothing is left, and nothing is written
+    written = (Path(run.url) / "package" / "package.json").stat().st_mtime_ns
+    resume(run.url, progress=False)
+    assert (Path(run.url) / "package" / "package.json").stat().st_mtime_ns == written
+    with pytest.raises(JobError, match=r"has trained 4 epochs, so train\.epochs cannot be 3\. Give more"):
+        resume(run.url, progress=False, changes=["train.epochs=3"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_that_early_stopping_ended_trains_on(write_job: Callable[..., Path]) -> None:
+    # no epoch is better than the first by so much
+    rule = {"patience": 1, "min_delta": 10.0}
+    run, package = trained(write_job(train={"epochs": 6, "early_stopping": rule}))
+    assert [len(package.metrics["history"]), package.metrics["best_epoch"]] == [2, 1]
+    with pytest.raises(JobError, match=r"has finished its training: train\.workers would change nothing"):
+        resume(run.url, progress=False, changes=["train.workers=2"])
+    _, package = resume(run.url, progress=False, changes=["train.early_stopping.patience=2"])
+    assert [len(package.metrics["history"]), package.metrics["best_epoch"]] == [3, 1]
+    # as if it had been so from the beginning; and the next time
+    _, package = resume(run.url, progress=False, changes=["train.epochs=7"])
+    assert [len(package.metrics["history"]), package.metrics["best_epoch"]] == [5, 1]
+    _, package = resume(run.url, progress=False, changes=["train.early_stopping=null"])
+    assert [len(package.metrics["history"]), package.metrics["best_epoch"]] == [7, None]
