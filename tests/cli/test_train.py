@@ -164,6 +164,7 @@ def test_a_model_may_begin_with_the_weights_of_another(trained: Trained) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_was_interrupted_says_how_it_goes_on_and_does(
     samples: dict[str, Path], tmp_path: Path, how: signal.Signals, status: int
@@ -195,6 +196,7 @@ def test_a_run_that_was_interrupted_says_how_it_goes_on_and_does(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_disk_that_runs_full_is_told_in_a_line_and_the_run_goes_on_when_there_is_room(
     samples: dict[str, Path], tmp_path: Path, small_disk: Path
 ) -> None:

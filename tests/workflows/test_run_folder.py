@@ -112,6 +112,36 @@ def test_a_place_nobody_writes_to_is_refused(url: str) -> None:
         RunFolder(url)
 
 
+def test_a_bucket_that_is_not_there_is_told_in_a_line(bucket: str) -> None:
+    RunFolder(f"{bucket}/runs/a").check()
+    assert fsspec.filesystem("s3").find(f"{bucket}/runs/a") == []
+    with pytest.raises(
+        StorageError, match=r"^cannot write to s3://none/runs: .*bucket does not exist\. Check"
+    ):
+        RunFolder("s3://none/runs").check()
+
+
+def test_credentials_that_are_missing_are_told_in_a_line(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    system = fsspec.get_filesystem_class("s3")
+    system.clear_instance_cache()
+    run = RunFolder(f"{bucket}/runs/a")
+    try:
+        with pytest.raises(
+            StorageError, match=rf"^cannot write to {run}: Unable to locate credentials\. Check"
+        ):
+            run.check()
+        with pytest.raises(StorageError, match=rf"^cannot read {run}: Unable to locate credentials\. Check"):
+            run.read("job.yaml")
+    finally:
+        system.clear_instance_cache()
+
+
 def test_ray_train_writes_where_we_read(bucket: str, tmp_path: Path) -> None:
     assert filesystem(str(tmp_path)) == (str(tmp_path), None)
     run = RunFolder(f"{bucket}/by-ray")
