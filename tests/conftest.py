@@ -15,6 +15,7 @@ os.environ.update(
 )
 
 import signal
+import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,3 +79,30 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         name: write_sample(folder / f"{name}.root", name, 3000, seed=3) for name in ("signal", "background")
     }
+
+
+# Bytes of a small disk: room for a small run, and not for much more.
+SMALL_DISK = 48_000_000
+
+
+def _mounted(where: Path, *options: str) -> Iterator[Path]:
+    where.mkdir()
+    done = subprocess.run(["mount", *options, str(where)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", "--lazy", str(where)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MB."""
+    yield from _mounted(tmp_path / "small", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs")
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder nobody, root included, can write to."""
+    yield from _mounted(tmp_path / "closed", "-t", "tmpfs", "-o", "ro", "tmpfs")

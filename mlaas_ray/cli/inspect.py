@@ -18,6 +18,7 @@ from mlaas_ray.core.errors import JobError
 if TYPE_CHECKING:
     from mlaas_ray.core.inputs import Inputs
     from mlaas_ray.streaming import FirstPass, ReadingSettings, Sample
+    from mlaas_ray.workflows import Job
 
 # Files shown by name; --json has them all.
 FILES_SHOWN = 20
@@ -96,11 +97,12 @@ def inspect(
         mlaas inspect 'das:/A/B/NANOAODSIM' --sample 0.01 --bad-files skip --missing drop
         mlaas inspect job.yaml
     """
+    from mlaas_ray.streaming.cautions import cautions
     from mlaas_ray.streaming.first_pass import prepare_call
 
     if no_cache:
         os.environ["MLAAS_CACHE"] = "off"
-    samples, inputs, reading, key = _asked(files, tree)
+    samples, inputs, reading, key, job = _asked(files, tree)
     inputs = _changed(
         inputs,
         include=tuple(include) if include else None,
@@ -119,15 +121,24 @@ def inspect(
     )
     call = prepare_call(samples, inputs, reading=reading, key=key, everything=True)
     found = call.remembered()
-    if found is None:
+    counted: tuple[Any, ...] = ()
+    if found is None or job is not None:
+        from mlaas_ray.streaming import take_census
         from mlaas_ray.workflows import connected
 
         with connected(address):
-            found = call.run()
+            found = found or call.run()
+            if job is not None:
+                classes = [] if job.kind == "regression" else job.classes
+                census = take_census(found, reading=reading, classes=len(classes))
+                counted = (census, classes, job.split.parts)
+    warnings = cautions(found, *counted)
     if json:
-        emit(document(found))
+        emit(document(found) | {"warnings": [warning.document() for warning in warnings]})
     else:
         _show(found)
+        for warning in warnings:
+            _note(str(warning))
     if plots is not None:
         from mlaas_ray.streaming.plots import draw
 
@@ -137,7 +148,7 @@ def inspect(
 
 def _asked(
     files: list[str], tree: str | None
-) -> tuple[list[Sample], Inputs, ReadingSettings, tuple[str, ...] | None]:
+) -> tuple[list[Sample], Inputs, ReadingSettings, tuple[str, ...] | None, Job | None]:
     """Return what a job file says, or the files that were named."""
     from mlaas_ray.core.inputs import Inputs
     from mlaas_ray.streaming import ReadingSettings, Sample
@@ -147,8 +158,8 @@ def _asked(
 
         job = Job.load(files[0])
         key = getattr(job.split, "key", None)
-        return job.samples({}), job.wanted, job.reading, None if key is None else tuple(key)
-    return [Sample(files, tree)], Inputs(), ReadingSettings(), None
+        return job.samples({}), job.wanted, job.reading, None if key is None else tuple(key), job
+    return [Sample(files, tree)], Inputs(), ReadingSettings(), None, None
 
 
 def _changed(settings: Any, **options: Any) -> Any:

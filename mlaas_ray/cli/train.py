@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from mlaas_ray.cli.output import Address, Json, command, emit, out
+from mlaas_ray.cli.output import Address, Json, command, emit, err, out
 from mlaas_ray.cli.training import Display
 from mlaas_ray.core.errors import JobError
 from mlaas_ray.core.package import ModelPackage
+from mlaas_ray.core.storage import check_writable
 from mlaas_ray.repository import ModelVersion
 
 if TYPE_CHECKING:
@@ -81,25 +86,52 @@ def train(
     from mlaas_ray.workflows import Job, published_if_wanted
     from mlaas_ray.workflows import resume as go_on
     from mlaas_ray.workflows import train as run
+    from mlaas_ray.workflows.train import repository_of
 
     if (job is None) == (resume is None):
         raise JobError("there is no job to train", "Give a job file, or --resume RUN")
     if resume is not None and first is not None:
         raise JobError("a run that goes on has weights of its own", "Leave out --from")
-    with Display() as display:
+    with Display() as display, _stoppable(display):
         if resume is not None:
             described, package = go_on(resume, address=address, hooks=display.hooks, changes=changes or [])
         else:
             assert job is not None
             described = Job.load(job, changes or [])
+            if publish or described.publish is not None:
+                check_writable(repository_of(described, repository))
             begin = _published(described, first, repository) if first else None
             package = run(described, address=address, hooks=display.hooks, first=begin)
-    decision = published_if_wanted(described, package, repository, wanted=publish, address=address)
+        decision = published_if_wanted(described, package, repository, wanted=publish, address=address)
     assert display.run is not None
     if json:
         emit(result(package, display.run, decision.version, decision.reason))
     else:
         show_result(package, display.run, decision.version, decision.reason)
+
+
+@contextmanager
+def _stoppable(display: Display) -> Iterator[None]:
+    """Say how to go on with a run that Ctrl-C or SIGTERM ends; SIGTERM ends it as orderly as Ctrl-C."""
+    status = 130
+
+    def terminated(number: int, frame: object) -> None:
+        nonlocal status
+        status = 143
+        signal.raise_signal(signal.SIGINT)
+
+    # a program that calls the command from a thread, or has a handler of its own, keeps its ways
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminated) if ours else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        way = f"; go on with: mlaas train --resume {display.run}" if display.run is not None else ""
+        err.print(f"stopped{way}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(status) from None
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _published(job: Any, name: str, repository: Path | None) -> ModelPackage:
@@ -127,6 +159,7 @@ def result(
         "events_per_s": metrics["events_per_s"],
         "seconds": metrics["seconds"],
         "export_difference": metrics["export_difference"],
+        "warnings": metrics.get("warnings", []),
     }
 
 

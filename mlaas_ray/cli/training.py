@@ -54,6 +54,7 @@ class Display:
             on_census=self.census,
             on_step=self.step,
             on_epoch=self.epoch,
+            on_note=self.note,
         )
 
     def begun(self, run: RunFolder) -> None:
@@ -75,6 +76,10 @@ class Display:
         if census.cuts:
             for line in census.flow().split("\n"):
                 self._say(line.strip())
+
+    def note(self, text: str) -> None:
+        """Print a line about what is doubtful, or waited for."""
+        self._say(text)
 
     def step(self, report: Any) -> None:
         """Move the bar."""

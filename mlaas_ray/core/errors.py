@@ -16,6 +16,7 @@
     ├── ModelError (ValueError)                 a model that cannot be built, trained or exported
     │   └── ExportError                         a trained network that is kept, but could not be exported
     ├── PackageError (ValueError)               a model package that is damaged or incomplete
+    ├── StorageError (OSError)                  a folder or bucket that cannot be written to
     ├── RepositoryError
     │   ├── InvalidNameError (ValueError)       a name no model may have
     │   ├── ModelMissingError (LookupError)
@@ -108,6 +109,10 @@ class ExportError(ModelError):
 
 class PackageError(MlaasError, ValueError):
     """A model package that is damaged or incomplete."""
+
+
+class StorageError(MlaasError, OSError):
+    """A folder or bucket that cannot be written to: full, read-only, or out of reach."""
 
 
 class RepositoryError(MlaasError):

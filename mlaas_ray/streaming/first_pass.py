@@ -11,7 +11,7 @@ from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.core.prepare import check_syntax
 from mlaas_ray.core.statistics import Sketches, Summary
 from mlaas_ray.streaming.layout import all_branches, check_not_empty, common, key_of, shared, spec_of
-from mlaas_ray.streaming.measure import wishes
+from mlaas_ray.streaming.measure import added, wishes
 from mlaas_ray.streaming.memo import Memo, open_memo
 from mlaas_ray.streaming.recall import recall, remember
 from mlaas_ray.streaming.scan import Request, ScannedFile, SkippedFile
@@ -81,6 +81,7 @@ class FirstPass:
         key: Branches that identify an event, for the split; empty for file and entry.
         max_events: Events to read at most of each dataset.
         sketches: Of each dataset: what histograms are drawn from. Empty when nothing was measured.
+        digests: Of each dataset, by branch: equal for branches that are equal in every event.
     """
 
     samples: tuple[Sample, ...]
@@ -92,6 +93,7 @@ class FirstPass:
     key: tuple[str, ...] = ()
     max_events: int | None = None
     sketches: tuple[Sketches, ...] = field(default=(), repr=False)
+    digests: tuple[Mapping[str, int], ...] = field(default=(), repr=False)
 
     @property
     def entries(self) -> int:
@@ -273,7 +275,12 @@ def combined(
         all_branches(files),
         sum(visit.events for visit in visits),
     )
-    return replace(result, features=features, sketches=sketches if full else ())
+    digests: list[Mapping[str, int]] = [{} for _ in samples]
+    for visit in visits:
+        digests[visit.file.dataset] = added(digests[visit.file.dataset], visit.digests)
+    return replace(
+        result, features=features, sketches=sketches if full else (), digests=tuple(digests) if full else ()
+    )
 
 
 def _parts(visit: Visit, paths: Mapping[str, set[str]], request: Request) -> list[Sketches]:

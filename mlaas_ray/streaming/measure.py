@@ -21,29 +21,44 @@ from mlaas_ray.streaming.scan import Request, ScannedFile
 PIECE_BYTES = 32_000_000
 
 
-def measured(columns: Columns, names: Sequence[str], inputs: Inputs) -> Sketches:
+def measured(
+    columns: Columns, names: Sequence[str], inputs: Inputs, place: str = ""
+) -> tuple[Sketches, dict[str, int]]:
     """Measure what the model would see of some events, before objects beyond its length are cut.
 
     Args:
         columns: What was read.
         names: What to measure, of the file or defined.
         inputs: What is defined, selected and done to objects.
+        place: Where the events come from, different for all that are measured apart.
+
+    Returns:
+        The sketches, and by branch a digest of its values in the events' order: equal for equal branches.
 
     Raises:
         DataError, FeatureError: When the columns do not fit the expressions.
     """
-    from mlaas_ray.streaming.sweep import summarise  # which brings numba
+    from mlaas_ray.streaming.sweep import digest, summarise  # which brings numba
 
     prepared, keep = prepare(columns, inputs, names)
     summaries: dict[str, Summary] = {}
+    digests: dict[str, int] = {}
+    seed = int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little")
     for name in names:
         column = prepared[name] if keep is None else _selected(prepared[name], keep)
         if isinstance(column, Jagged):
             largest = int(column.counts.max(initial=0))
             summaries[name] = summarise(column.content, largest=largest)
+            digests[name] = digest(column.content, seed) ^ digest(column.counts, ~seed)
         else:
             summaries[name] = summarise(column)
-    return Sketches.of(summaries)
+            digests[name] = digest(column, seed)
+    return Sketches.of(summaries), digests
+
+
+def added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Add the digests of branches in one part of the data to those in another."""
+    return {name: (one.get(name, 0) + other.get(name, 0)) % 2**64 for name in {**one, **other}}
 
 
 def counted(columns: Columns, counters: Mapping[str, str]) -> Sketches:

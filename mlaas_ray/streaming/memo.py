@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlaas_ray.streaming.visit import Job, Visit
 
 # Part of every key: raise it when measuring changes, and what older versions wrote is not found.
-VERSION = 1
+VERSION = 2
 MOST_BYTES = 2_000_000_000
 
 
@@ -91,14 +91,20 @@ class Memo:
             return None
         try:
             sketches = Sketches.from_document(found["sketches"]) if found["sketches"] else None
-            return Visit(unpack_file(found["file"], job.source, job.dataset), sketches, found["events"])
+            file = unpack_file(found["file"], job.source, job.dataset)
+            return Visit(file, sketches, found["events"], digests=found["digests"])
         except (KeyError, TypeError, ValueError):
             return None
 
     def put_visit(self, visit: Visit, job: Job, request: Request) -> None:
         """Keep what was learnt of a file."""
         sketches = visit.sketches.document() if visit.sketches is not None else None
-        value = {"file": pack_file(visit.file), "sketches": sketches, "events": visit.events}
+        value = {
+            "file": pack_file(visit.file),
+            "sketches": sketches,
+            "events": visit.events,
+            "digests": dict(visit.digests),
+        }
         self.put("visit", visit_key(visit.file.uuid, visit.file.size, job, request), value)
 
     def _path(self, kind: str, key: Any) -> Path:

@@ -53,6 +53,7 @@ class Recalled:
             key=tuple(content["key"]),
             max_events=request.reading.max_events,
             sketches=tuple(Sketches.from_document(one) for one in content["sketches"]),
+            digests=tuple(content["digests"]),
         )
 
 
@@ -88,5 +89,6 @@ def remember(memo: Memo, key: Any, found: FirstPass) -> None:
             "sampled": found.sampled,
             "key": found.key,
             "sketches": [one.document() for one in found.sketches],
+            "digests": [dict(one) for one in found.digests],
         },
     )

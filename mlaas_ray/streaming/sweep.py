@@ -1,4 +1,4 @@
-"""Sweep: the compiled loop that measures numbers: moments and buckets at once.
+"""Sweep: the compiled loops over numbers: moments and buckets at once, and a digest of them in their order.
 
 It lies apart because importing numba takes longer than the rest of this layer together.
 """
@@ -65,6 +65,37 @@ def _sweep(values: Any, bits: Any, table: Any, counts: Any, sums: Any) -> None:
 
 
 _compiled = compiled(_sweep)
+
+
+def _scatter(bits: Any, seed: Any) -> Any:
+    total = np.uint64(0)
+    for i in range(len(bits)):
+        value = np.uint64(bits[i])
+        if value & np.uint64(0x7FFFFFFF) > np.uint64(0x7F800000):
+            value = np.uint64(0x7FC00000)  # all NaN are one
+        elif value == np.uint64(0x80000000):
+            value = np.uint64(0)  # and so are the zeros
+        # SplitMix64's finaliser, as in core/hashing.py
+        z = (np.uint64(i) + seed) * np.uint64(0x9E3779B97F4A7C15) + value * np.uint64(0xD1B54A32D192ED03)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        total += z ^ (z >> np.uint64(31))
+    return total
+
+
+_scattered = compiled(_scatter)
+
+
+@np.errstate(over="ignore")
+def digest(content: npt.NDArray[Any], seed: int) -> int:
+    """Return a number of 64 bits that tells an array's values, as float32 and in their order, from others.
+
+    Args:
+        content: Of any shape, number type and byte order.
+        seed: Of where the values come from: digests of different places may be added up.
+    """
+    single = np.ascontiguousarray(content.reshape(-1), np.float32)
+    return int(_scattered(single.view(np.uint32), np.uint64(seed % 2**64)))
 
 
 @np.errstate(over="ignore")  # what is beyond float32 is infinite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from mlaas_ray.core.prepare import needed_branches
 from mlaas_ray.core.statistics import Sketches
 from mlaas_ray.streaming.ahead import ahead
 from mlaas_ray.streaming.events import Branch, Events, open_events
-from mlaas_ray.streaming.measure import counted, measured, pieces, wishes
+from mlaas_ray.streaming.measure import added, counted, measured, pieces, wishes
 from mlaas_ray.streaming.memo import Memo
 from mlaas_ray.streaming.missing import filled
 from mlaas_ray.streaming.scan import Request, ScannedFile, SkippedFile, scan
@@ -63,6 +63,7 @@ class Visit:
         events: Events among it, before the selection.
         rest: Entries still to be measured.
         waits: Whether it lacks branches that expressions need: nothing was measured before they are known.
+        digests: Of the values of each branch that was measured.
     """
 
     file: ScannedFile
@@ -70,6 +71,7 @@ class Visit:
     events: int = 0
     rest: tuple[Range, ...] = ()
     waits: bool = False
+    digests: Mapping[str, int] = field(default_factory=dict)
 
     def extended(self, other: Visit) -> Visit:
         """Add what a later visit measured."""
@@ -81,6 +83,7 @@ class Visit:
             events=self.events + other.events,
             rest=(),
             waits=False,
+            digests=added(self.digests, other.digests),
         )
 
 
@@ -134,6 +137,7 @@ class _Opened:
     rest: tuple[Range, ...] = ()
     waits: bool = False
     parts: list[Sketches] = field(default_factory=list)
+    digests: dict[str, int] = field(default_factory=dict)
     error: DataError | None = None
     known: Visit | None = None
 
@@ -193,7 +197,11 @@ class _Opened:
             columns |= filled(self.job.absent, columns, entries)
             sketches = []
             if self.names:
-                sketches.append(measured(columns, self.names, request.inputs))
+                assert self.file is not None
+                place = f"{self.file.uuid} {piece.start}"
+                own, digests = measured(columns, self.names, request.inputs, place)
+                sketches.append(own)
+                self.digests = added(self.digests, digests)
             if self.counters:
                 sketches.append(counted(columns, self.counters))
             self.parts.append(Sketches.merged(sketches))
@@ -211,7 +219,7 @@ class _Opened:
             return replace(self.known, file=self.file)
         sketches = Sketches.merged(self.parts) if self.parts else None
         seen = sum(stop - start for start, stop in self.ranges)
-        return Visit(self.file, sketches, seen, self.rest, self.waits)
+        return Visit(self.file, sketches, seen, self.rest, self.waits, self.digests)
 
 
 @dataclass

@@ -8,12 +8,14 @@
 
 from mlaas_ray.training.check import check_model
 from mlaas_ray.training.events import EventSource
-from mlaas_ray.training.fit import fit
+from mlaas_ray.training.fit import check_workers, fit
 from mlaas_ray.training.frameworks import FRAMEWORKS, find_framework, load_framework
 from mlaas_ray.training.settings import EpochReport, StepReport, TrainedModel, TrainSettings, Weighting
+from mlaas_ray.training.state import LAST, reached
 
 __all__ = [
     "FRAMEWORKS",
+    "LAST",
     "EpochReport",
     "EventSource",
     "StepReport",
@@ -21,7 +23,9 @@ __all__ = [
     "TrainedModel",
     "Weighting",
     "check_model",
+    "check_workers",
     "find_framework",
     "fit",
     "load_framework",
+    "reached",
 ]

@@ -26,7 +26,7 @@ from ray.train import (
 )
 
 from mlaas_ray.core import FeatureSpec, MlaasError
-from mlaas_ray.core.errors import ExportError, ModelError
+from mlaas_ray.core.errors import ExportError, JobError, ModelError
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.check import WORKER_ENVIRONMENT, check_model
 from mlaas_ray.training.events import EventSource, StoredEvents
@@ -115,8 +115,10 @@ def fit(
             StoredEvents(events, most) if isinstance(events, Dataset) else events
             for events in (train, validation)
         ]
+        by_tasks = any(each.by_tasks for each in sources)
+        check_workers(settings, for_reading=by_tasks)
         if settings.cpus_per_worker is None:
-            share = cpu_share(_nodes(), least, for_reading=any(each.by_tasks for each in sources))
+            share = cpu_share(_nodes(), least, for_reading=by_tasks)
             settings = settings.model_copy(update={"cpus_per_worker": share})
         run = Run(
             framework=source,
@@ -132,6 +134,7 @@ def fit(
             expected=expected,
             first_weights=first_weights or {},
             mailbox=mailbox,
+            storage=where,
         )
         trainer = TorchTrainer(
             train_worker,
@@ -194,9 +197,9 @@ def _reason(errors: list[BaseException]) -> str:
 def _trained(result: Result, framework: Framework, features: FeatureSpec, task: Task) -> TrainedModel:
     reported = result.metrics or {}
     if "unexported" in reported and result.checkpoint is not None:
-        message, remedy = reported["unexported"]
+        message, remedy, kept = reported["unexported"]
         raise ExportError(
-            f"{message}; the trained network is kept in {result.checkpoint.path}/network", remedy
+            f"{message}; the trained network is kept in {result.checkpoint.path}/{kept}", remedy
         )
     outcome = reported.get("result")
     if not outcome or result.checkpoint is None:
@@ -248,6 +251,46 @@ def _scaling(settings: TrainSettings) -> ScalingConfig:
         use_gpu=settings.gpus_per_worker > 0,
         resources_per_worker=resources,
     )
+
+
+def check_workers(settings: TrainSettings, *, for_reading: bool = False) -> None:
+    """Refuse workers for which there will never be room: Ray would wait for it without a word, and end.
+
+    Only of a Ray that this process started itself is it known that no node will join.
+
+    Args:
+        settings: How many workers, and of what.
+        for_reading: Whether tasks read for the workers, each of which takes a CPU.
+
+    Raises:
+        JobError: Saying what there is room for.
+    """
+    started: Any = ray._private.worker._global_node
+    if started is None or not started.is_head():
+        return
+    least, _ = settings.worker_range
+    wanted = {"CPU": settings.cpus_per_worker or 0.0, "GPU": settings.gpus_per_worker}
+    wanted = {kind: count for kind, count in wanted.items() if count}
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    totals = [node["Resources"] for node in nodes if node["Alive"]]
+    sums = {kind: sum(total.get(kind, 0.0) for total in totals) for kind in ("CPU", "GPU")}
+    room = sum(
+        min((int(total.get(kind, 0.0) / count + 1e-6) for kind, count in wanted.items()), default=least)
+        for total in totals
+    )
+    each = " and ".join(f"{count:g} {kind}{'' if count == 1 else 's'}" for kind, count in wanted.items())
+    there = " and ".join(f"{count:g} {kind}{'' if count == 1 else 's'}" for kind, count in sums.items())
+    if room < least:
+        raise JobError(
+            f"there is room for {room} of {least} workers of {each} each: this machine's Ray has {there}",
+            "Lower train.workers, or the CPUs or GPUs of each, or name a cluster: --address",
+        )
+    if for_reading and wanted.get("CPU") and sums["CPU"] - least * wanted["CPU"] < 1:
+        raise JobError(
+            f"{least} workers of {each} each leave no CPU for the tasks that read: "
+            f"this machine's Ray has {there}",
+            "Lower train.cpus_per_worker, or say reading.mode: plan",
+        )
 
 
 def _nodes() -> list[float]:

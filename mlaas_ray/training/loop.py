@@ -21,6 +21,7 @@ from ray.train import Checkpoint
 
 from mlaas_ray.core import FeatureSpec
 from mlaas_ray.core.errors import EmptyDataError, ModelError
+from mlaas_ray.core.storage import check_room, writing
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.cursor import Cursor
 from mlaas_ray.training.evaluation import EVENTS, Evaluation, evaluate, importance, write_evaluation
@@ -34,12 +35,14 @@ from mlaas_ray.training.progress import Mailbox
 from mlaas_ray.training.refusal import refusal
 from mlaas_ray.training.settings import EpochReport, StepReport, TrainSettings, Weighting
 from mlaas_ray.training.source import Source
-from mlaas_ray.training.state import Progress, load_progress, restore, save_state
+from mlaas_ray.training.state import BEST, LAST, NETWORK, Progress, load_progress, restore, save_state
 from mlaas_ray.training.steps import Epoch
 from mlaas_ray.training.stream import EventStream, ValidationEvents
 
 # Seconds between reports within an epoch.
 _REPORT_S = 1.0
+# Bytes that must be free beside a checkpoint, for the logs and lists that are written with it.
+_SPARE = 1_000_000
 # Validation events that are judged at once.
 _PIECE = 65536
 # Folder of a trained model with the state from which another run can begin.
@@ -64,6 +67,7 @@ class Run:
         expected: Training events of an epoch, about; 0 for not known.
         first_weights: Files of another run's state to begin with.
         mailbox: Where to tell how far it has come.
+        storage: Where checkpoints go.
     """
 
     framework: Source
@@ -79,6 +83,7 @@ class Run:
     expected: int = 0
     first_weights: Mapping[str, bytes] = field(default_factory=dict)
     mailbox: Mailbox | None = None
+    storage: str = ""
 
 
 def train_worker(config: dict[str, Run]) -> None:
@@ -87,7 +92,9 @@ def train_worker(config: dict[str, Run]) -> None:
     run.train.prepare()
     run.validation.prepare()
     with tempfile.TemporaryDirectory() as folder:
-        _Worker(run, Path(folder)).work()
+        best = Path(folder) / "best"
+        best.mkdir()
+        _Worker(run, best).work()
 
 
 class _Worker:
@@ -133,7 +140,7 @@ class _Worker:
         self._finish()
 
     def _restore(self) -> bool:
-        """Go on where the last checkpoint was made; False when that is the finished model."""
+        """Go on where the last checkpoint was made; False when that is the finished model, and stays so."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             self._begin()
@@ -142,12 +149,16 @@ class _Worker:
                     self.network.warm_start(folder)
             return True
         with checkpoint.as_directory() as name:
-            found = load_progress(Path(name), self.run.task)
-            if found is None:
+            folder, task = Path(name), self.run.task
+            found = load_progress(folder, task)
+            if finished := found is None:
+                folder = folder / LAST
+                found = load_progress(folder, task)
+            if found is None or (not found.go_on(self.run.settings) and finished):
                 return False
             self.progress = found
             self._begin()
-            restore(Path(name), self.network, self._best)
+            restore(folder, self.network, self._best if found.best else None)
         return True
 
     def _begin(self) -> None:
@@ -313,9 +324,10 @@ class _Worker:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if self.group.rank == 0:
-                save_state(Path(folder), self.progress, self.network, self._best)
+                with writing(folder):
+                    save_state(Path(folder), self.progress, self.network, self._best)
                 checkpoint = Checkpoint.from_directory(folder)
-            ray.train.report({}, checkpoint=checkpoint)
+            self._report({}, checkpoint)
         self.progress.seconds["saving"] += time.perf_counter() - begun
 
     def _post(self, report: EpochReport | StepReport) -> None:
@@ -325,6 +337,10 @@ class _Worker:
     def _finish(self) -> None:
         """Ask the network about all there is, export it on rank 0, and report it as the last checkpoint."""
         run = self.run
+        last = self._best.parent / LAST  # before the network becomes that of the best epoch
+        if self.group.rank == 0:
+            last.mkdir()
+            save_state(last, self.progress, self.network, self._best)
         files = self.group.from_first_object(_read(self._best))
         if files:
             with _written(files) as folder:
@@ -337,31 +353,42 @@ class _Worker:
             report: dict[str, Any] = {}
             checkpoint = None
             if self.group.rank == 0:
-                folder, report = self._exported(Path(name), judged, trained, needed)
+                folder, report = self._exported(Path(name), last, judged, trained, needed)
                 checkpoint = Checkpoint.from_directory(folder)
-            ray.train.report(report, checkpoint=checkpoint)
+            self._report(report, checkpoint)
+
+    def _report(self, metrics: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+        """Report to Ray Train, which copies the checkpoint into the storage.
+
+        A disk that runs full meanwhile would take the list of checkpoints, too, which Ray Train writes anew.
+        """
+        storage = self.run.storage
+        with writing(storage):
+            if checkpoint is not None and Path(storage).is_absolute():
+                files = (path for path in Path(checkpoint.path).rglob("*") if path.is_file())
+                check_room(storage, sum(file.stat().st_size for file in files) + _SPARE)
+            ray.train.report(metrics, checkpoint=checkpoint)
 
     def _exported(
-        self, home: Path, judged: Evaluation, trained: Evaluation, needed: dict[str, list[float]]
+        self, model: Path, last: Path, judged: Evaluation, trained: Evaluation, needed: dict[str, list[float]]
     ) -> tuple[Path, dict[str, Any]]:
-        """Write the finished model; or, when it cannot be exported, the state from which that is tried again.
+        """Write the finished model, with the state ``last`` from which it could be trained on.
 
         Returns:
-            The folder, below ``home``, and what to report with it.
+            What to keep, and what to report with it. When the network cannot be exported, it is ``last`` that
+            is kept: who starts from that tries the export again.
         """
         progress, source = self.progress, self.run.framework if self.run.model.builtin else self.run.model
-        model, state = home / "model", home / "state"
-        model.mkdir()
         try:
             differences = export(self.framework, self.network, model, judged.sample["x"], source)
         except Exception as error:
             why = refusal(source, error, "the network cannot be exported:")
-            state.mkdir()
-            save_state(state, progress, self.network, self._best)
-            return state, {"unexported": [why.message, why.remedy]}
+            kept = BEST if (last / BEST).exists() else NETWORK
+            return last, {"unexported": [why.message, why.remedy, kept]}
         (model / STATE).mkdir()
         self.network.save(model / STATE)
         write_evaluation(model, judged, trained)
+        last.rename(model / LAST)
         result = {
             "history": progress.history,
             "events": progress.events,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +44,8 @@ def connected(address: str | None = None) -> Iterator[None]:
         own["include_dashboard"] = False
     # A worker must have the time-outs before anything loads XRootD in it.
     variables = {name: os.environ.get(name, value) for name, value in XROOTD_SETTINGS.items()}
+    # Ray replaces it, and on SIGTERM kills its processes before anybody can say or write down anything
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=where,
@@ -52,6 +56,8 @@ def connected(address: str | None = None) -> Iterator[None]:
         )
     except ConnectionError as error:
         raise ServiceError(f"no Ray at {where}: {error}", "Start one with 'ray start --head'") from None
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from mlaas_ray.core.task import Task
 from mlaas_ray.streaming import Census, FirstPass
 from mlaas_ray.workflows.job import Job
 from mlaas_ray.workflows.overrides import changed
+from mlaas_ray.workflows.resuming import changed_keys
 from mlaas_ray.workflows.run_folder import RunFolder
 
 JOB = "job.yaml"
@@ -31,6 +32,16 @@ _FIRST = "first"
 _CODE = "code"
 # The folder of a package that holds its weights.
 _STATE = "state"
+# What decides which events make which blocks, and what it comes from.
+_PLANNED = {
+    "files": "files of the datasets",
+    "features": "inputs",
+    "seed": "seed",
+    "split": "split",
+    "key": "split.key",
+    "mixing": "mixing",
+    "max_events": "reading.max_events",
+}
 
 
 def begin(
@@ -52,9 +63,12 @@ def begin(
     plan = _digest(job, found)
     before = run.read(_PLAN)
     if before is not None:
-        if json.loads(before) != plan:
+        began = json.loads(before)
+        differing = [_PLANNED[name] for name in plan if began.get(name) != plan[name]]
+        if differing:
             raise JobError(
-                f"the files or inputs are not those with which {run} began", "Train anew, without --resume"
+                f"the files or inputs are not those with which {run} began: {', '.join(differing)}",
+                "Train anew, without --resume",
             )
         run.write(JOB, _text(job, run))  # what was changed of it counts next time too
         return
@@ -73,14 +87,20 @@ def kept_job(run: RunFolder, changes: Sequence[str] = ()) -> Job:
     Raises:
         JobError: When there is no such run, or a change is none.
     """
-    text = run.read(JOB)
-    if text is None:
-        raise JobError(f"{run} is no run: it has no {JOB}", "Give the folder that mlaas train named")
-    job = Job.of(changed(yaml.safe_load(text), changes), f"the job file {run.place(JOB)}")
+    job = _job(run, changes)
     if not run.is_local:
         model = job.model.model_copy(update={"name": _at_hand(job.model.name or "", run) or None})
         job = job.model_copy(update={"model": model, "framework": _at_hand(job.framework, run)})
     return job.checked(Path.cwd())
+
+
+def changes_of(run: RunFolder, changes: Sequence[str]) -> list[str]:
+    """Return the keys of a run's job that some changes change.
+
+    Raises:
+        JobError: When there is no such run, a change is none, or it is of a key that cannot change.
+    """
+    return changed_keys(_job(run), _job(run, changes))
 
 
 def kept_task(run: RunFolder, first: ModelPackage | None) -> Task | None:
@@ -106,6 +126,13 @@ def code_of(job: Job, run: RunFolder) -> str:
     """Return where a run keeps its copy of the user's model, or framework; a name where it has no copy."""
     name = job.model.name or job.framework
     return run.place(_CODE, Path(name).name) if name.endswith(".py") else name
+
+
+def _job(run: RunFolder, changes: Sequence[str] = ()) -> Job:
+    text = run.read(JOB)
+    if text is None:
+        raise JobError(f"{run} is no run: it has no {JOB}", "Give the folder that mlaas train named")
+    return Job.of(changed(yaml.safe_load(text), changes), f"the job file {run.place(JOB)}")
 
 
 def _text(job: Job, run: RunFolder) -> str:

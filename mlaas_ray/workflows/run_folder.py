@@ -7,14 +7,20 @@ import posixpath
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from mlaas_ray.core.errors import JobError
+from mlaas_ray.core.errors import JobError, MlaasError
 from mlaas_ray.core.location import locate
+from mlaas_ray.core.storage import check_writable, refused
 from mlaas_ray.workflows.cluster import durable
+
+# Bytes that the smallest run leaves: two checkpoints, pictures, report and package.
+ROOM_OF_A_RUN = 16_000_000
 
 
 class RunFolder:
@@ -49,57 +55,85 @@ class RunFolder:
         """Return the path or URL of something in the folder."""
         return posixpath.join(self.url, *names)
 
+    def check(self) -> None:
+        """Try to write here, before hours are spent on what would have to be kept here.
+
+        Raises:
+            StorageError: When that is not possible, or there is no room for the smallest run.
+        """
+        if self.is_local:
+            check_writable(self._root, ROOM_OF_A_RUN)
+            return
+        with self._access():
+            trial = self._inside(f".mlaas-{uuid.uuid4().hex}")
+            self._fs.pipe_file(trial, b"")
+            self._fs.rm_file(trial)
+
     def exists(self, name: str) -> bool:
         """Tell whether there is a file or folder of that name."""
-        return bool(self._fs.exists(self._inside(name)))
+        with self._access("read"):
+            return bool(self._fs.exists(self._inside(name)))
 
     def read(self, name: str) -> str | None:
         """Return a file's text; None when there is none."""
-        try:
-            content: bytes = self._fs.cat_file(self._inside(name))
-        except FileNotFoundError:
-            return None
+        with self._access("read"):
+            try:
+                content: bytes = self._fs.cat_file(self._inside(name))
+            except FileNotFoundError:
+                return None
         return content.decode()
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file; a reader sees all of it or what was there before."""
         data = content.encode() if isinstance(content, str) else content
-        self._writable()
-        if not self.is_local:
-            self._fs.pipe_file(self._inside(name), data)
-            return
-        target = Path(self._inside(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        passing = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
-        passing.write_bytes(data)
-        passing.replace(target)
+        with self._access():
+            if not self.is_local:
+                self._fs.pipe_file(self._inside(name), data)
+                return
+            target = Path(self._inside(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            passing = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+            try:
+                passing.write_bytes(data)
+                passing.replace(target)
+            finally:
+                passing.unlink(missing_ok=True)
 
     def put(self, folder: Path, name: str, *, last: str | None = None) -> None:
         """Copy a folder of this machine into the run's; the file ``last`` comes after all others."""
-        self._writable()
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in sorted(files, key=lambda path: path.name == last):
             target = posixpath.join(self._inside(name), path.relative_to(folder).as_posix())
-            if self.is_local:
-                Path(target).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-            else:
-                self._fs.put_file(str(path), target)
+            with self._access():
+                if self.is_local:
+                    Path(target).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, target)
+                else:
+                    self._fs.put_file(str(path), target)
 
     def fetch(self, name: str) -> Path:
         """Return a folder of the run as one of this machine; a copy lives until the process ends."""
         if self.is_local:
             return Path(self._inside(name))
         copy = scratch() / name
-        self._fs.get(self._inside(name), str(copy), recursive=True)
+        with self._access("read"):
+            self._fs.get(self._inside(name), str(copy), recursive=True)
         return copy
 
     def _inside(self, name: str) -> str:
         return posixpath.join(self._root, name)
 
-    def _writable(self) -> None:
-        if self.is_local:
-            Path(self._root).mkdir(parents=True, exist_ok=True)
+    @contextmanager
+    def _access(self, doing: str = "write to") -> Iterator[None]:
+        """Tell what a file system or an object store says, in one line."""
+        try:
+            yield
+        except MlaasError:
+            raise
+        except Exception as error:  # each object store has errors of its own
+            if self.is_local and not isinstance(error, OSError):
+                raise
+            raise refused(self.url, error, doing) from error
 
 
 def scratch() -> Path:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import ray
 
-from mlaas_ray.core.errors import ExportError
+from mlaas_ray.core.errors import ExportError, StorageError
 from mlaas_ray.core.package import MANIFEST, ModelPackage, staging, write_package
+from mlaas_ray.core.storage import writing
 from mlaas_ray.core.task import Task
 from mlaas_ray.repository import ModelVersion, Repository
 from mlaas_ray.streaming import (
@@ -28,11 +29,13 @@ from mlaas_ray.streaming import (
     planned_events,
     take_census,
 )
-from mlaas_ray.training import EpochReport, StepReport, TrainedModel, fit
+from mlaas_ray.streaming.cautions import Caution, cautions
+from mlaas_ray.training import LAST, EpochReport, StepReport, TrainedModel, check_workers, fit
 from mlaas_ray.workflows.cluster import connected, durable
 from mlaas_ray.workflows.job import Job
 from mlaas_ray.workflows.keeping import (
     begin,
+    changes_of,
     code_of,
     first_weights,
     kept_features,
@@ -42,8 +45,10 @@ from mlaas_ray.workflows.keeping import (
 from mlaas_ray.workflows.learning import task_of, weighting_of
 from mlaas_ray.workflows.lineage import lineage
 from mlaas_ray.workflows.logs import logged
+from mlaas_ray.workflows.resuming import anything_left
 from mlaas_ray.workflows.run_folder import RunFolder, filesystem, scratch
 from mlaas_ray.workflows.sums import summed
+from mlaas_ray.workflows.waiting import waits_told
 
 RECORD = "record.json"
 PACKAGE = "package"
@@ -60,6 +65,7 @@ class Hooks:
         on_census: Called with how many events of what there are.
         on_step: Called about every second.
         on_epoch: Called after each epoch.
+        on_note: Called with lines about what is doubtful in the data, and what is waited for.
     """
 
     on_run: Callable[[RunFolder], None] | None = None
@@ -67,6 +73,7 @@ class Hooks:
     on_census: Callable[[Census], None] | None = None
     on_step: Callable[[StepReport], None] | None = None
     on_epoch: Callable[[EpochReport], None] | None = None
+    on_note: Callable[[str], None] | None = None
 
 
 def train(
@@ -89,7 +96,7 @@ def train(
     Returns:
         The package, in a folder of its own below ``job.storage``. Its metrics hold ``validation`` (``auc``,
         ``loss``, ``accuracy``, …), ``training``, ``history``, ``events`` (seen in all epochs), ``seconds``
-        (of training), ``events_per_s``, ``time``, ``importance`` and ``export_difference``.
+        (of training), ``events_per_s``, ``time``, ``importance``, ``export_difference`` and ``warnings``.
 
     Raises:
         JobError: When the job contradicts itself.
@@ -109,7 +116,7 @@ def resume(
     hooks: Hooks | None = None,
     changes: Sequence[str] = (),
 ) -> tuple[Job, ModelPackage]:
-    """Go on with a run that was interrupted, from its last checkpoint.
+    """Go on with a run from its last checkpoint: one that was interrupted, or one that is to learn longer.
 
     Args:
         run: Its folder or URL.
@@ -119,17 +126,19 @@ def resume(
         changes: What to change of the run's job, as in ``train.workers=3``.
 
     Returns:
-        The run's job, and its package.
+        The run's job, and its package; the one that is there when nothing is left to train.
 
     Raises:
-        JobError: When there is no such run, or its files have changed.
+        JobError: When there is no such run, its files have changed, or a change could not take effect.
         MlaasError: As of :func:`train`.
     """
     folder = RunFolder(run)
+    changing = changes_of(folder, changes)
     job = kept_job(folder, changes)
-    if folder.exists(f"{PACKAGE}/{MANIFEST}"):
+    package = ModelPackage(folder.fetch(PACKAGE)) if folder.exists(f"{PACKAGE}/{MANIFEST}") else None
+    if not anything_left(job, folder, changing, TRAINING, package) and package is not None:
         _tell((hooks or Hooks()).on_run, folder)
-        return job, ModelPackage(folder.fetch(PACKAGE))
+        return job, package
     return job, _run(job, folder, address, progress, hooks or Hooks(), None)
 
 
@@ -142,9 +151,12 @@ def _run(
     first: ModelPackage | None,
 ) -> ModelPackage:
     """Train in a run's folder, from its last checkpoint if there is one."""
+    run.check()
     # a name that matches nothing is told before a cluster is started
     samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
-    with connected(address):
+    with connected(address), waits_told(hooks.on_note):
+        mode = reading_mode(job.reading.mode, job.train.gpus_per_worker > 0)
+        check_workers(job.train, for_reading=mode == "block")
         samples = summed(job, samples)
         found = first_pass(
             samples,
@@ -158,10 +170,13 @@ def _run(
         classes = 0 if job.kind == "regression" else job.class_count
         census = take_census(found, reading=job.reading, classes=classes, progress=progress)
         _tell(hooks.on_census, census)
+        warnings = cautions(found, census, job.classes if classes else (), job.split.parts)
+        for warning in warnings:
+            _tell(hooks.on_note, str(warning))
         task = kept_task(run, first) or task_of(job, census)
         begin(job, run, found, census, task, first)
         _tell(hooks.on_run, run)
-        with recorded(found, job, run) as record, logged(run) as logs:
+        with _going_on(run), recorded(found, job, run) as record, logged(run) as logs:
 
             def on_epoch(report: EpochReport) -> None:
                 logs.add(report)
@@ -173,7 +188,8 @@ def _run(
                 again = f"mlaas train --resume {run} then exports it without training anew"
                 raise ExportError(error.message, f"{error.remedy}, in {code_of(job, run)}; {again}") from None
             logs.complete(trained.metrics["history"])
-    return _packaged(job, run, found, census, task, trained)
+    with _going_on(run):
+        return _packaged(job, run, found, census, task, trained, warnings)
 
 
 def _trained(
@@ -220,20 +236,29 @@ def _trained(
 
 
 def _packaged(
-    job: Job, run: RunFolder, found: FirstPass, census: Census, task: Task, trained: TrainedModel
+    job: Job,
+    run: RunFolder,
+    found: FirstPass,
+    census: Census,
+    task: Task,
+    trained: TrainedModel,
+    warnings: Sequence[Caution],
 ) -> ModelPackage:
     """Write the package, and the report of what came of the training."""
     from mlaas_ray.workflows.report import write_report
 
     home = Path(run.url) if run.is_local else scratch()
-    with staging(home / PACKAGE) as folder:
-        # what the training layer exported: the model file(s), the answers, the state
-        shutil.copytree(trained.folder, folder, dirs_exist_ok=True)
+    # beside what the run has already, when it was finished before and went on
+    made = home / f".{PACKAGE}-{secrets.token_hex(4)}"
+    with staging(made) as folder:
+        # what the training layer exported: the model file(s), the answers, the state of the best epoch
+        shutil.copytree(trained.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LAST))
         metrics = {
             **trained.metrics,
             "events": trained.events,
             "seconds": trained.seconds,
             "events_per_s": trained.events_per_s,
+            "warnings": [warning.document() for warning in warnings],
         }
         page = write_report(home / "report", folder, job, found.features, census, task, metrics)
         shutil.copyfile(page, folder / page.name)
@@ -249,10 +274,24 @@ def _packaged(
             metrics=metrics,
             lineage=lineage(job, found),
         )
+    shutil.rmtree(home / PACKAGE, ignore_errors=True)
+    made.rename(home / PACKAGE)
     if not run.is_local:
         run.put(home / "report", "report")
         run.put(home / PACKAGE, PACKAGE, last=MANIFEST)
     return ModelPackage(home / PACKAGE)
+
+
+@contextmanager
+def _going_on(run: RunFolder) -> Iterator[None]:
+    """Say of what cannot be written in a block how to go on when it can."""
+    try:
+        with writing(run.url):
+            yield
+    except StorageError as error:
+        raise StorageError(
+            error.message, f"{error.remedy}, then go on: mlaas train --resume {run}"
+        ) from error
 
 
 def _tell(hook: Callable[[Any], None] | None, what: Any) -> None:
@@ -305,9 +344,10 @@ def publish(
     models = Repository(repository_of(job, repository))
     name = (wish and wish.name) or package.name
     # a run that is gone on with after its end, or a command given twice, makes no second version
-    version = models.holding(package, name) or models.publish(package, name)
-    for alias in wish.aliases if wish else ():
-        models.set_alias(version.name, alias, version.version)
+    with writing(models.root):
+        version = models.holding(package, name) or models.publish(package, name)
+        for alias in wish.aliases if wish else ():
+            models.set_alias(version.name, alias, version.version)
     return version
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
@@ -163,7 +164,11 @@ def test_a_model_may_begin_with_the_weights_of_another(trained: Trained) -> None
 
 
 @pytest.mark.slow
-def test_a_run_that_was_interrupted_goes_on(samples: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_was_interrupted_says_how_it_goes_on_and_does(
+    samples: dict[str, Path], tmp_path: Path, how: signal.Signals, status: int
+) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(job_on(samples, tmp_path, train={"epochs": 400})))
     command = [sys.executable, "-m", "mlaas_ray.cli.main", "train", str(path)]
@@ -171,10 +176,15 @@ def test_a_run_that_was_interrupted_goes_on(samples: dict[str, Path], tmp_path: 
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("epoch   3/"):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(how)
                 break
-        assert process.wait(120) == 130
+        rest = process.stderr.read().splitlines()
+        assert process.wait(120) == status
     (run,) = (tmp_path / "runs").iterdir()
+    # epochs that were under way may be told meanwhile
+    assert [line for line in rest if not line.startswith("epoch")] == [
+        f"stopped; go on with: mlaas train --resume {run}"
+    ]
     assert not (run / "package").exists()
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     last = rows[-1]["epoch"]
@@ -183,6 +193,59 @@ def test_a_run_that_was_interrupted_goes_on(samples: dict[str, Path], tmp_path: 
     assert [row["epoch"] for row in found.history()] == list(range(1, last + 3))
     # from the last checkpoint, which may be of an epoch before the last that was told
     assert found.history()[: last - 1] == rows[: last - 1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_disk_that_runs_full_is_told_in_a_line_and_the_run_goes_on_when_there_is_room(
+    samples: dict[str, Path], tmp_path: Path, small_disk: Path
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        yaml.safe_dump(job_on(samples, tmp_path, train={"epochs": 400}, storage=f"{small_disk}/runs"))
+    )
+    command = [sys.executable, "-m", "mlaas_ray.cli.main", "train", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch   3/"):
+                break
+        with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(1000)):
+                pass
+        rest = process.stderr.read().splitlines()
+        assert process.wait(120) == 2
+    (run,) = (small_disk / "runs").iterdir()
+    (error,) = (line for line in rest if not line.startswith("epoch"))
+    assert error.startswith("error: ")
+    assert str(small_disk) in error
+    assert error.endswith(f"Make room there, then go on: mlaas train --resume {run}.")
+    (small_disk / "filler").unlink()
+    found = Trained(tmp_path, run, Repository(tmp_path / "shelf"), {}, "")
+    last = len(found.history()) + 3
+    found.mlaas("--resume", run, "--set", f"train.epochs={last}")
+    assert [row["epoch"] for row in found.history()] == list(range(1, last + 1))
+    ModelPackage(run / "package").check()
+
+
+@pytest.mark.parametrize("where", ["runs", "runs/deep/er"])
+def test_storage_that_cannot_be_written_to_is_told_before_anything_is_read(
+    run: Callable[..., tuple[int, str]], read_only: Path, where: str
+) -> None:
+    code, printed = run({"files": "/nowhere/there.root"}, storage=f"{read_only}/{where}")
+    assert (code, printed) == (
+        2,
+        f"error: cannot write to {read_only}: Read-only file system. "
+        "Make it writable, or choose another folder.\n",
+    )
+
+
+def test_a_repository_that_cannot_be_written_to_is_told_before_training(
+    run: Callable[..., tuple[int, str]], read_only: Path
+) -> None:
+    code, printed = run({"files": "/nowhere/there.root"}, publish={"repository": f"{read_only}/models"})
+    assert code == 2
+    assert printed.startswith(f"error: cannot write to {read_only}: Read-only file system.")
 
 
 @pytest.fixture

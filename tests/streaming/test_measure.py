@@ -58,7 +58,7 @@ def test_what_the_model_sees_is_measured() -> None:
         select="MET > 15",
         objects={"Jet": ObjectSettings(where="Jet_pt > 8", length=1)},
     )
-    seen = measured(columns, ["MET", "Jet_pt", "HT", "xyz"], inputs)
+    seen, _ = measured(columns, ["MET", "Jet_pt", "HT", "xyz"], inputs)
     assert (seen.statistics("MET").min, seen.statistics("MET").count) == (20.0, 2)
     # not cut to the length, but where and select are applied
     assert (seen.largest("Jet_pt"), seen.statistics("Jet_pt").count, seen.statistics("Jet_pt").min) == (

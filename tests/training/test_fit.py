@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mlaas_ray.core import FeatureSpec, MlaasError
-from mlaas_ray.core.errors import EmptyDataError, ExportError, FileUnreadableError, ModelError
+from mlaas_ray.core.errors import EmptyDataError, ExportError, FileUnreadableError, JobError, ModelError
 from mlaas_ray.training import EpochReport, TrainedModel, TrainSettings, fit
-from mlaas_ray.training.fit import cpu_share, unwrap
+from mlaas_ray.training.fit import check_workers, cpu_share, unwrap
 from tests.training.conftest import toy_table
 
 Make = Callable[..., tuple[Any, Any]]
@@ -339,7 +339,7 @@ def test_a_trained_network_that_cannot_be_exported_is_kept_and_exported_when_it_
         fit(*toy_pair(), toy_features, **again, on_epoch=reports.append)
     assert "m.py, line 9: the network branches on the events' values" in caught.value.message
     kept = Path(caught.value.message.partition("the trained network is kept in ")[2])
-    weights = torch.load(kept / "torch.pt", weights_only=True)["network"]
+    weights = torch.load(kept / "torch.pt", weights_only=True)["averaged"]
     assert any(name.endswith("body.0.weight") for name in weights)
 
     file.write_text(GROWS_STRANGE.replace("1e6:", "1e6 and False:"))
@@ -350,3 +350,28 @@ def test_a_trained_network_that_cannot_be_exported_is_kept_and_exported_when_it_
     state = torch.load(trained.folder / "state" / "torch.pt", weights_only=True)["network"]
     assert all(torch.equal(state[name], values) for name, values in weights.items())
     assert max(trained.metrics["export_difference"].values()) < 1e-5
+
+
+@pytest.mark.usefixtures("ray_local")  # of four CPUs
+@pytest.mark.parametrize(
+    ("wanted", "for_reading", "message"),
+    [
+        ({"workers": 5, "cpus_per_worker": 1}, False, "there is room for 4 of 5 workers of 1 CPU each"),
+        ({"workers": 2, "cpus_per_worker": 3}, False, "there is room for 1 of 2 workers of 3 CPUs each"),
+        ({"workers": [5, 9], "cpus_per_worker": 1}, False, "there is room for 4 of 5 workers"),
+        ({"gpus_per_worker": 99}, False, "there is room for 0 of 1 workers of 99 GPUs each: .* has 4 CPUs"),
+        ({"workers": 4, "cpus_per_worker": 1}, True, "4 workers of 1 CPU each leave no CPU for the tasks"),
+    ],
+)
+def test_workers_for_which_there_will_never_be_room_are_refused_at_once(
+    wanted: dict[str, Any], for_reading: bool, message: str
+) -> None:
+    with pytest.raises(JobError, match=message):
+        check_workers(TrainSettings.of(wanted, "test"), for_reading=for_reading)
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("wanted", [{}, {"workers": 4, "cpus_per_worker": 1}, {"workers": [2, 8]}])
+def test_workers_for_which_there_is_room_are_not(wanted: dict[str, Any]) -> None:
+    check_workers(TrainSettings.of(wanted, "test"))
+    check_workers(TrainSettings.of(wanted | {"cpus_per_worker": 0.5}, "test"), for_reading=True)

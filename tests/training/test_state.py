@@ -17,7 +17,7 @@ from mlaas_ray.training.check import check_model
 from mlaas_ray.training.cursor import Cursor, Part
 from mlaas_ray.training.metrics import scores_of
 from mlaas_ray.training.settings import TrainSettings
-from mlaas_ray.training.state import Progress, load_progress, restore, save_state
+from mlaas_ray.training.state import Progress, load_progress, reached, restore, save_state
 
 BINARY = Task()
 TARGETS = Task(kind="regression", names=("m", "n"), offset=(100.0, -1.0), scale=(30.0, 2.0))
@@ -47,7 +47,7 @@ def test_a_run_ends_after_as_many_epochs_without_improvement_as_are_allowed() ->
     # equal is no improvement; the seventh epoch never comes
     assert best == [True, True, False, True, False, False]
     assert progress.stopped
-    assert progress.best == {"epoch": 4, "value": 0.6}
+    assert progress.best == {"epoch": 4, "value": 0.6, "monitor": "validation_loss"}
 
 
 def test_an_improvement_must_be_large_enough() -> None:
@@ -268,3 +268,55 @@ def test_the_first_state_has_neither_scores_nor_a_best_epoch(tmp_path: Path) -> 
 def test_a_folder_with_a_finished_model_holds_no_state(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"graph")
     assert load_progress(tmp_path, BINARY) is None
+
+
+def ended(rule: Any, losses: list[float], epochs: int = 8) -> Progress:
+    """Return the progress of a run that early stopping, or its last epoch, has ended."""
+    _, progress = judged(rule, falling(*losses), epochs=epochs)
+    progress.cursor = Cursor.start(len(losses))
+    return progress
+
+
+RULE = {"patience": 2}
+STOPPED = [0.9, 0.5, 0.6, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("rule", "losses", "settings", "left", "stood"),
+    [
+        # as it was
+        (RULE, STOPPED, {"early_stopping": RULE, "epochs": 8}, False, 2),
+        (None, [0.9] * 8, {"epochs": 8}, False, 0),
+        # more epochs, also after early stopping, whose patience begins anew
+        (None, [0.9] * 8, {"epochs": 9}, True, 0),
+        (RULE, STOPPED, {"early_stopping": RULE, "epochs": 20}, True, 0),
+        # another patience, or no rule at all
+        (RULE, STOPPED, {"early_stopping": {"patience": 3}, "epochs": 8}, True, 2),
+        (RULE, STOPPED, {"early_stopping": {"patience": 1}, "epochs": 8}, False, 2),
+        (RULE, STOPPED, {"epochs": 8}, True, 0),
+        # all epochs are over, whatever the rule
+        (RULE, STOPPED, {"early_stopping": {"patience": 9}, "epochs": 4}, False, 2),
+        # another number is looked at, of which nothing is known so far
+        (RULE, STOPPED, {"early_stopping": "auc", "epochs": 8}, True, 0),
+        (None, [0.9] * 3, {"early_stopping": {"patience": 1}, "epochs": 8}, True, 0),
+    ],
+)
+def test_what_is_left_to_train_follows_the_settings_of_now(
+    rule: Any, losses: list[float], settings: dict[str, Any], left: bool, stood: int
+) -> None:
+    progress = ended(rule, losses)
+    assert progress.go_on(TrainSettings.of(settings, "test")) is left
+    assert progress.stood == stood
+
+
+def test_the_best_epoch_so_far_counts_while_the_same_number_is_looked_at() -> None:
+    progress = ended(RULE, STOPPED)
+    progress.go_on(TrainSettings.of({"early_stopping": {"patience": 5}, "epochs": 8}, "test"))
+    assert progress.best == {"epoch": 2, "value": 0.5, "monitor": "validation_loss"}
+    progress.go_on(TrainSettings.of({"early_stopping": "auc", "epochs": 8}, "test"))
+    assert progress.best is None
+
+
+def test_a_folder_without_a_run_has_reached_nothing(tmp_path: Path) -> None:
+    assert reached(str(tmp_path / "none")) == (None, False)
+    assert reached(str(tmp_path)) == (None, False)

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from pyarrow.fs import FileSelector
 
-from mlaas_ray.core.errors import JobError
+from mlaas_ray.core.errors import JobError, StorageError
 from mlaas_ray.workflows.run_folder import RunFolder, filesystem
 from tests.s3 import running_s3
 
@@ -73,7 +73,7 @@ def test_the_last_file_comes_after_all_others(tmp_path: Path) -> None:
         (source / name).write_text(name)
     # the manifest cannot be written: what comes before it is there by then
     (tmp_path / "run" / "package" / "package.json").mkdir(parents=True)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(StorageError, match=f"cannot write to {run}: .*Is a directory"):
         run.put(source, "package", last="package.json")
     assert [run.read(f"package/{name}") for name in ("a", "z")] == ["a", "z"]
 
@@ -110,6 +110,36 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 def test_a_place_nobody_writes_to_is_refused(url: str) -> None:
     with pytest.raises(JobError, match=rf"cannot keep runs in {url}.*Give a folder, or s3://"):
         RunFolder(url)
+
+
+def test_a_bucket_that_is_not_there_is_told_in_a_line(bucket: str) -> None:
+    RunFolder(f"{bucket}/runs/a").check()
+    assert fsspec.filesystem("s3").find(f"{bucket}/runs/a") == []
+    with pytest.raises(
+        StorageError, match=r"^cannot write to s3://none/runs: .*bucket does not exist\. Check"
+    ):
+        RunFolder("s3://none/runs").check()
+
+
+def test_credentials_that_are_missing_are_told_in_a_line(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    system = fsspec.get_filesystem_class("s3")
+    system.clear_instance_cache()
+    run = RunFolder(f"{bucket}/runs/a")
+    try:
+        with pytest.raises(
+            StorageError, match=rf"^cannot write to {run}: Unable to locate credentials\. Check"
+        ):
+            run.check()
+        with pytest.raises(StorageError, match=rf"^cannot read {run}: Unable to locate credentials\. Check"):
+            run.read("job.yaml")
+    finally:
+        system.clear_instance_cache()
 
 
 def test_ray_train_writes_where_we_read(bucket: str, tmp_path: Path) -> None:
