@@ -23,7 +23,7 @@ from mlaas_ray.core import FeatureSpec
 from mlaas_ray.core.errors import EmptyDataError, ModelError
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.cursor import Cursor
-from mlaas_ray.training.evaluation import EVENTS, evaluate, importance, write_evaluation
+from mlaas_ray.training.evaluation import EVENTS, evaluate, importance, telling, write_evaluation
 from mlaas_ray.training.events import EventSource
 from mlaas_ray.training.framework import Framework, Network, Setup
 from mlaas_ray.training.frameworks import load_framework
@@ -171,8 +171,7 @@ class _Worker:
         training = time.perf_counter() - began - (progress.seconds["saving"] - saving)
         spent = self._spent(training, self.stream.waited - waited, epoch.computed)
         trained = self._merged(epoch.scores)
-        if trained.events == 0:
-            raise EmptyDataError("there are no training events", "Check the selection and the split")
+        _counted(trained, "training", "Check the selection and the split")
         self.network.settle()
         # the next epoch's first events are read while this one's network is judged and kept
         following = self.stream.following()
@@ -278,7 +277,8 @@ class _Worker:
             "epoch": epoch.number + 1,
             "loss": self.progress.training["loss"],
             "validation_loss": judged.pop("loss"),
-            "scores": {name: value for name, value in judged.items() if name != "events"},
+            "scores": {name: value for name, value in judged.items() if isinstance(value, float)},
+            "without": judged.get("without", []),
             "learning_rate": self._rate(epoch.events),
             "events_per_s": (epoch.events - before) / training,
             "seconds": seconds,
@@ -295,8 +295,7 @@ class _Worker:
                 weight = self.run.weighting.of(part.y, part.weight)
                 scores.add(self.network.predict(part.x), part.y, weight)
         total = self._merged(scores)
-        if total.events == 0:
-            raise EmptyDataError("there are no validation events", "Enlarge split.validation")
+        _counted(total, "validation", "Enlarge split.validation")
         self.progress.seconds["judging"] += time.perf_counter() - begun
         return total
 
@@ -339,7 +338,7 @@ class _Worker:
                 differences = export(self.framework, self.network, folder, judged.sample["x"])
                 (folder / STATE).mkdir()
                 self.network.save(folder / STATE)
-                write_evaluation(folder, judged, trained)
+                write_evaluation(folder, judged, trained, telling(run.features, needed))
                 checkpoint = Checkpoint.from_directory(folder)
                 result = {
                     "history": progress.history,
@@ -373,6 +372,21 @@ def export(framework: Framework, network: Network, folder: Path, x: Any) -> dict
                 "Leave out layers that behave at random, or otherwise, outside training",
             )
     return differences
+
+
+def _counted(scores: Scores, part: str, remedy: str) -> None:
+    """Refuse events that no mean can be taken of.
+
+    Raises:
+        EmptyDataError: When there are none, or when their weights do not come to more than 0.
+    """
+    if scores.events == 0:
+        raise EmptyDataError(f"there are no {part} events", remedy)
+    if not scores.weight > 0:
+        raise EmptyDataError(
+            f"the weights of the {scores.events:,} {part} events come to {scores.weight:g}",
+            f"{remedy}; or look at weights",
+        )
 
 
 def _read(folder: Path) -> dict[str, bytes]:

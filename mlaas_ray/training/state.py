@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mlaas_ray.core.errors import EmptyDataError
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.cursor import Cursor
 from mlaas_ray.training.framework import Network
@@ -72,7 +73,15 @@ class Progress:
         rule = settings.early_stopping
         if rule is None:
             return False
-        value = {**entry["scores"], "validation_loss": entry["validation_loss"]}[rule.monitor]
+        value = {**entry["scores"], "validation_loss": entry["validation_loss"]}.get(rule.monitor)
+        if value is None:
+            lacking = f": there is nothing to judge {', '.join(entry['without'])} by" * bool(
+                entry.get("without")
+            )
+            raise EmptyDataError(
+                f"early stopping looks at {rule.monitor}, which the validation events do not define{lacking}",
+                "Enlarge split.validation, or set train.early_stopping.monitor to validation_loss",
+            )
         sign = -1.0 if rule.monitor in FALLING else 1.0
         if self.best is None or sign * (value - self.best["value"]) > rule.min_delta:
             self.best, self.stood = {"epoch": entry["epoch"], "value": value}, 0

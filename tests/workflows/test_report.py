@@ -143,10 +143,16 @@ class TestCalibration:
         found = calibration(score, score > 0.5, np.ones(1500), bins=15)
         np.testing.assert_allclose(found.predicted, np.sort(score).reshape(15, 100).mean(axis=1), atol=1e-3)
 
-    def test_an_event_that_does_not_count_changes_nothing(self) -> None:
+    def test_an_event_and_its_negative_change_nothing(self) -> None:
         plain = calibration([0.2, 0.8], np.array([False, True]), [1, 1], bins=1)
-        more = calibration([0.2, 0.8, 0.8], np.array([False, True, False]), [1, 1, -5], bins=1)
+        more = calibration([0.2, 0.8, 0.8, 0.8], np.array([False, True, False, False]), [1, 1, 5, -5], bins=1)
         assert (more.brier, more.observed) == (pytest.approx(plain.brier), pytest.approx(plain.observed))
+
+    def test_weights_that_come_to_nothing_calibrate_nothing(self) -> None:
+        found = calibration([0.2, 0.8], np.array([False, True]), [1, -1], bins=1)
+        assert math.isnan(found.brier)
+        assert math.isnan(found.expected_error)
+        assert len(found.predicted) == 0
 
 
 def test_confusion_is_by_true_class() -> None:

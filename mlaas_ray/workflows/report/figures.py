@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mlaas_ray.core.task import Task
 from mlaas_ray.workflows.report.answers import Answers
-from mlaas_ray.workflows.report.numbers import calibration, confusion, kolmogorov_smirnov, roc
+from mlaas_ray.workflows.report.numbers import calibration, confusion, kolmogorov_smirnov, moments, roc
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -59,7 +59,13 @@ def history(entries: Sequence[Mapping[str, Any]], task: Task) -> Draw:
         left.plot(epochs, [entry["loss"] for entry in entries], "o-", ms=3, label="training, as seen")
         left.plot(epochs, [entry["validation_loss"] for entry in entries], "s-", ms=3, label="validation")
         left.set_ylabel("loss")
-        right.plot(epochs, [entry["scores"][task.score] for entry in entries], "s-", ms=3, color=COLOURS[1])
+        right.plot(
+            epochs,
+            [entry["scores"].get(task.score, np.nan) for entry in entries],
+            "s-",
+            ms=3,
+            color=COLOURS[1],
+        )
         right.set_ylabel(f"validation {'AUC' if task.score == 'auc' else 'R²'}")
         for axes in (left, right):
             axes.set_xlabel("epoch")
@@ -161,13 +167,13 @@ def confusions(answers: Answers, task: Task) -> Draw:
     return draw
 
 
-def importances(found: Mapping[str, Sequence[float]], task: Task) -> Draw:
+def importances(found: Mapping[str, Sequence[float | None]], task: Task) -> Draw:
     """Draw what it costs to shuffle each branch; the largest first."""
 
     def draw(figure: Any) -> None:
-        rows = sorted(found.items(), key=lambda item: item[1][1])[-_MOST_BRANCHES:]
+        rows = sorted(found.items(), key=lambda item: item[1][1] or 0.0)[-_MOST_BRANCHES:]
         axes = figure.subplots()
-        axes.barh([name for name, _ in rows], [values[1] for _, values in rows], color=COLOURS[0])
+        axes.barh([name for name, _ in rows], [values[1] or 0.0 for _, values in rows], color=COLOURS[0])
         axes.axvline(0, color="grey", lw=0.8)
         name = "AUC" if task.score == "auc" else "R²"
         axes.set_xlabel(f"loss of {name} when its values are shuffled among events")
@@ -230,7 +236,8 @@ def targets(answers: Answers, task: Task, number: int) -> Draw:
         width = float(np.quantile(np.abs(residual), 0.99)) or 1.0
         edges = np.linspace(-width, width, 61)
         found, _ = _histogram(residual, answers.weight, edges)
-        label = f"mean {residual.mean():.3g}, deviation {residual.std():.3g}"
+        mean, deviation = moments(residual, answers.weight)
+        label = f"mean {mean:.3g}, deviation {deviation:.3g}"
         mplhep.histplot(found, edges, ax=right, label=label, histtype="step")
         right.set(xlabel="predicted - true", ylabel="events")
         right.legend()

@@ -98,7 +98,7 @@ def page_of(
 
 def _tiles(metrics: dict[str, Any], features: FeatureSpec) -> str:
     judged = metrics["validation"]
-    values = {_NAMES[key]: f"{judged[key]:.4f}" for key in _NAMES if key in judged}
+    values = {_NAMES[key]: f"{judged[key]:.4f}" for key in _NAMES if judged.get(key) is not None}
     values |= {
         "epochs": str(len(metrics["history"])),
         "columns": f"{features.width:,}",
@@ -136,7 +136,8 @@ def _events(census: Census, task: Task) -> str:
 
 def _yields(census: Census, task: Task, judged: Answers) -> str:
     """Return what is expected of all events, before and after the best cut on the score."""
-    curve = roc(judged.prediction[:, 0], judged.y > 0.5, judged.weight)
+    weight = judged.expected
+    curve = roc(judged.prediction[:, 0], judged.y > 0.5, weight)
     counts = census.classes(2)
     if curve is None:
         return "<p>There are no events of both classes.</p>"
@@ -144,12 +145,12 @@ def _yields(census: Census, task: Task, judged: Answers) -> str:
     rows = []
     for number, dataset in enumerate(census.datasets):
         own = judged.dataset == number
-        before = float(judged.weight[own].sum())
+        before = float(weight[own].sum())
         passed = own & (judged.prediction[:, 0] >= cut)
-        share = float(judged.weight[passed].sum()) / before if before else 0.0
+        share = float(weight[passed].sum()) / before if before else 0.0
         total = dataset.total
         # of the share, which the validation events tell, and of the sum of all
-        counted = effective(judged.weight[own]) or 1.0
+        counted = effective(weight[own]) or 1.0
         clipped = min(1.0, max(0.0, share))  # weights may be negative
         error = np.sqrt(total.weight**2 * clipped * (1 - clipped) / counted + clipped**2 * total.squares)
         rows.append(
