@@ -36,6 +36,11 @@ class Answers:
     inputs: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @property
+    def complete(self) -> bool:
+        """Whether these are all events."""
+        return len(self.y) >= self.events
+
+    @property
     def expected(self) -> npt.NDArray[np.float32]:
         """Weights in events expected."""
         return self.weight if self.defined is None else self.defined
