@@ -44,11 +44,11 @@ def draw(found: FirstPass, folder: Path) -> list[Path]:
     pages = []
     for number, own in enumerate(_pages(names), start=1):
         figure = Figure(figsize=(4.6 * COLUMNS, 4.4 * -(-len(own) // COLUMNS) + 0.4), layout="constrained")
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         parts = figure.subfigures(-(-len(own) // COLUMNS), COLUMNS, squeeze=False).ravel()
         for place, (part, name) in enumerate(zip(parts, own, strict=False)):
             _branch(part, name, found, legend=place == 0)
-        basis = f"{found.features.entries:,} events{sampled}, every value counts 1; units by name, files tell none"
+        basis = f"{found.features.entries:,} events{sampled}, each value counts 1; units by name"
         figure.suptitle(f"{basis}; {told}", fontsize=8, color="0.4", x=0.99, ha="right")
         pages.append(folder / f"distributions-{number:02d}.png")
         with pages[-1].open("wb") as file:

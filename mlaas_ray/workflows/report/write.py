@@ -212,7 +212,7 @@ def _drawn(draw: Draw, told: str) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure()
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     draw(figure)
     figure.suptitle(told, fontsize=7.5, color="0.4", x=0.99, ha="right")
     content = io.BytesIO()
