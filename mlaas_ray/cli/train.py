@@ -171,8 +171,10 @@ def show_result(
     table = Table(show_header=False, box=None)
     table.add_row("model", f"{version}" if version else package.name)
     for name, value in judged.items():
-        if name != "events":
+        if isinstance(value, float):
             table.add_row(f"validation {'AUC' if name == 'auc' else name}", f"{value:.4f}")
+    if judged.get("without"):
+        table.add_row("left out of the score", f"{', '.join(judged['without'])} (enlarge split.validation)")
     table.add_row("events/s in training", f"{package.metrics['events_per_s']:,.0f}")
     out.print(table)
     # not in the table, which would cut them where the terminal ends

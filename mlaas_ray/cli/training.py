@@ -102,6 +102,11 @@ class Display:
             self._task = None
         scores = "  ".join(f"{_NAMES.get(name, name)} {value:.4f}" for name, value in report.scores.items())
         left = f"   {_time(report.left_s)} left" if report.left_s else ""
+        if report.without and report.epoch == 1:
+            self._say(
+                f"warning: the validation score leaves out {', '.join(report.without)}: the validation "
+                "events do not tell it; enlarge split.validation"
+            )
         self._say(
             f"epoch {report.epoch:>3}/{report.epochs}   loss {report.loss:.4f}   validation: "
             f"loss {report.validation_loss:.4f}  {scores}   {report.events_per_s:,.0f} events/s{left}"

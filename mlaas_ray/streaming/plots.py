@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlaas_ray import __version__
 from mlaas_ray.core.statistics import Doubles, Sketches
 
 if TYPE_CHECKING:
     from mlaas_ray.streaming.first_pass import FirstPass
 
 BINS = 60
-# Plots on one page.
+# Branches on one page, each with its counts (log) and its shapes (linear).
 ROWS, COLUMNS = 4, 3
 # What lies beyond a range this many times the middle 98 % is not shown: one outlier would hide the rest.
 REACH = 0.5
+# Units of branches as experiments name them: GeV for momenta, energies and masses, radians for azimuths.
+_UNITS = (("GeV", ("pt", "et", "energy", "mass", "m", "e", "ht", "met", "px", "py", "pz")), ("rad", ("phi",)))
 
 
 def draw(found: FirstPass, folder: Path) -> list[Path]:
-    """Draw all branches, twelve a page.
+    """Draw all branches, twelve a page: entries on a logarithmic axis, and normalised shapes on a linear one.
 
     Args:
         found: With sketches: what was measured.
@@ -35,15 +39,30 @@ def draw(found: FirstPass, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     names = [feature.name for feature in found.features.features if feature.statistics is not None]
+    told = f"{time.strftime('%Y-%m-%d')}, mlaas-ray {__version__}"
+    sampled = f", {found.sampled:.3g} of the clusters" if found.sampled < 1 else ""
     pages = []
     for number, own in enumerate(_pages(names), start=1):
-        figure = Figure(figsize=(4 * COLUMNS, 3 * ROWS), layout="constrained")
-        FigureCanvasAgg(figure)
-        for place, name in enumerate(own, start=1):
-            _histogram(figure.add_subplot(ROWS, COLUMNS, place), name, found, legend=place == 1)
+        figure = Figure(figsize=(4.6 * COLUMNS, 4.4 * -(-len(own) // COLUMNS) + 0.4), layout="constrained")
+        canvas: Any = FigureCanvasAgg(figure)
+        parts = figure.subfigures(-(-len(own) // COLUMNS), COLUMNS, squeeze=False).ravel()
+        for place, (part, name) in enumerate(zip(parts, own, strict=False)):
+            _branch(part, name, found, legend=place == 0)
+        basis = f"{found.features.entries:,} events{sampled}, each value counts 1; units by name"
+        figure.suptitle(f"{basis}; {told}", fontsize=8, color="0.4", x=0.99, ha="right")
         pages.append(folder / f"distributions-{number:02d}.png")
-        figure.savefig(pages[-1], dpi=100)
+        with pages[-1].open("wb") as file:
+            canvas.print_png(file)
     return pages
+
+
+def unit(name: str) -> str | None:
+    """Return the usual unit of a branch of this name, None where the name tells none.
+
+    Files do not tell units; these are those of NanoAOD, Delphes and most ntuples.
+    """
+    last = name.replace(".", "_").rpartition("_")[2].lower()
+    return next((unit for unit, endings in _UNITS if last in endings), None)
 
 
 def bins(sketches: Sketches, name: str) -> Doubles:
@@ -63,17 +82,28 @@ def bins(sketches: Sketches, name: str) -> Doubles:
     return np.linspace(low, high, BINS + 1)
 
 
-def _histogram(axes: Any, name: str, found: FirstPass, *, legend: bool) -> None:
+def _branch(part: Any, name: str, found: FirstPass, *, legend: bool) -> None:
+    """Draw the entries of a branch, and the shapes of the datasets, each normalised to 1."""
     edges = bins(Sketches.merged(found.sketches, [name]), name)
-    for sample, sketches in zip(found.samples, found.sketches, strict=True):
+    top, bottom = part.subplots(2, 1, sharex=True)
+    for number, (sample, sketches) in enumerate(zip(found.samples, found.sketches, strict=True)):
         if name in sketches.names:
             counts = sketches.histogram(name, edges)
-            axes.stairs(counts, edges, label=sample.name, linewidth=1.2)
-    axes.set_yscale("log", nonpositive="clip")
-    axes.set_title(_title(name, found), fontsize=9)
-    axes.tick_params(labelsize=7)
+            look = {"label": sample.name, "linewidth": 1.2, "color": f"C{number % 10}"}
+            top.stairs(counts, edges, **look)
+            bottom.stairs(counts / max(1, sketches.statistics(name).count), edges, **look)
+    top.set_yscale("log", nonpositive="clip")
+    top.set_ylim(bottom=0.5)
+    top.set_title(_title(name, found), fontsize=9)
+    top.set_ylabel("values", fontsize=8)
+    bottom.set_ylabel("share of the dataset's", fontsize=8)
+    bottom.set_ylim(0, None)
+    told = unit(name)
+    bottom.set_xlabel(f"{name} [{told}]" if told else name, fontsize=9)
+    for axes in (top, bottom):
+        axes.tick_params(labelsize=7)
     if legend:
-        axes.legend(fontsize=7)
+        top.legend(fontsize=7)
 
 
 def _title(name: str, found: FirstPass) -> str:

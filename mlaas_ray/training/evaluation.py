@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlaas_ray.core import FeatureSpec
+from mlaas_ray.core import FeatureSpec, GridSpec
 from mlaas_ray.core.hashing import mix
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.batches import Floats, block_arrays
 from mlaas_ray.training.events import EventSource
 from mlaas_ray.training.framework import Network
 from mlaas_ray.training.group import Group
-from mlaas_ray.training.metrics import Scores, losses, scores_of
+from mlaas_ray.training.metrics import Scores, scores_of
 from mlaas_ray.training.settings import Weighting
 
 # Events whose answers are kept, of each part of the split.
 EVENTS = 200_000
 # Events that are kept whole: the exported files are compared on them.
 SAMPLE = 1000
+# Events whose inputs are kept for the report, in so many bytes at most; and the columns that are written.
+INPUTS = 20_000
+INPUT_BYTES = 32 * 1024**2
+DRAWN = 12
 # Events of the sample that a package carries.
 PACKAGED = 256
 # Answers that may be asked for to learn which inputs count.
@@ -41,16 +45,18 @@ class Evaluation:
 
     Attributes:
         scores: Over all events.
-        answers: Of the events kept: ``prediction`` ``(events, outputs)``, ``y``, ``weight`` (as read) and
-            ``dataset``.
+        answers: Of the events kept: ``prediction`` ``(events, outputs)``, ``y``, ``weight`` (as the job
+            defines it), ``used_weight`` (as it counts in training and in all scores) and ``dataset``.
         events: How many there were in all.
         sample: Some events whole, with ``prediction``.
+        inputs: Columns ``(events, columns)`` of the first of the events kept.
     """
 
     scores: Scores
     answers: Rows
     events: int
     sample: Rows
+    inputs: Floats
 
 
 def evaluate(
@@ -76,15 +82,18 @@ def evaluate(
     """
     scores = scores_of(task)
     kept = Chosen(EVENTS)
-    sample = Chosen(SAMPLE)
+    whole = max(SAMPLE, min(INPUTS, INPUT_BYTES // (4 * features.width)))
+    sample = Chosen(whole)
     seen = 0
     blocks = range(group.rank, source.blocks(0), group.size)
     for table in source.tables(0, blocks, readers=group.size):
         for rows in _pieces(block_arrays(table, _COLUMNS)):
             rows["prediction"] = network.predict(rows["x"])
-            scores.add(rows["prediction"], rows["y"], weighting.of(rows["y"], rows["weight"]))
+            used = weighting.of(rows["y"], rows["weight"])
+            scores.add(rows["prediction"], rows["y"], used)
             key = _hash(rows)
-            kept.add({name: rows[name] for name in ("prediction", "y", "weight", "dataset")}, key)
+            answers = {name: rows[name] for name in ("prediction", "y", "weight", "dataset")}
+            kept.add({**answers, "used_weight": used}, key)
             sample.add(rows, key)
             seen += len(key)
         if most is not None and seen >= most // group.size:
@@ -93,11 +102,13 @@ def evaluate(
     total = scores_of(task)
     for other in everyone:
         total.merge(other[0])
+    rows = Chosen.joined(whole, [other[2] for other in everyone]).rows
     return Evaluation(
         total,
         Chosen.joined(EVENTS, [other[1] for other in everyone]).rows,
         sum(other[3] for other in everyone),
-        Chosen.joined(SAMPLE, [other[2] for other in everyone]).rows,
+        {name: values[:SAMPLE] for name, values in rows.items()},
+        rows.get("x", np.empty((0, features.width), np.float32)),
     )
 
 
@@ -139,7 +150,7 @@ class Chosen:
 
 def importance(
     network: Network, sample: Rows, features: FeatureSpec, task: Task, weighting: Weighting, group: Group
-) -> dict[str, list[float]]:
+) -> dict[str, list[float | None]]:
     """Learn what it costs to know a branch of another event in place of an event's own; all ranks together.
 
     Args:
@@ -151,7 +162,8 @@ def importance(
         group: The ranks, which share the work.
 
     Returns:
-        By branch, how much the loss grows, and how much the task's score falls.
+        By branch, how much the loss grows, and how much the task's score falls; None where these events do
+        not define it.
     """
     starts = features.starts
     branches = [feature for feature in features.features if feature.name in starts and feature.columns]
@@ -161,29 +173,54 @@ def importance(
     x, y = sample["x"][:most].copy(), sample["y"][:most]
     weight = weighting.of(y, sample["weight"][:most])
     order = np.random.default_rng(0).permutation(len(y))
-    loss, score = _judged(network, x, y, weight, task)
-    found: dict[str, list[float]] = {}
+    before = _judged(network, x, y, weight, task)
+    found: dict[str, list[float | None]] = {}
     for feature in branches[group.rank :: group.size]:
         columns = slice(starts[feature.name], starts[feature.name] + len(feature.columns))
         own = x[:, columns].copy()
         x[:, columns] = own[order]
-        other_loss, other_score = _judged(network, x, y, weight, task)
+        after = _judged(network, x, y, weight, task)
         x[:, columns] = own
-        found[feature.name] = [other_loss - loss, score - other_score]
+        found[feature.name] = [
+            None if one is None or other is None else sign * (other - one)
+            for sign, one, other in zip((1, -1), before, after, strict=True)
+        ]
     return {name: values for part in group.gather_objects(found) for name, values in part.items()}
 
 
-def _judged(network: Network, x: Floats, y: Floats, weight: Floats, task: Task) -> tuple[float, float]:
-    answers = network.predict(x)
+def _judged(network: Network, x: Floats, y: Floats, weight: Floats, task: Task) -> list[float | None]:
     scores = scores_of(task)
-    scores.add(answers, y, weight)
-    total = float(weight.sum()) or 1.0
-    return float(weight @ losses(task, answers, y)) / total, float(scores.summary()[task.score])
+    scores.add(network.predict(x), y, weight)
+    summary = scores.summary()
+    return [summary["loss"], summary[task.score]]
 
 
-def write_evaluation(folder: Path, judged: Evaluation, trained: Evaluation) -> None:
-    """Write ``evaluation.npz``, the answers to both parts of the split, and ``sample.npz``, whole events."""
-    answers = {
+def telling(features: FeatureSpec, importance: Mapping[str, Sequence[float | None]]) -> dict[str, int]:
+    """Return the columns that a report draws, by name: the first of each of the most important branches."""
+    if isinstance(features, GridSpec):
+        return {}  # a pixel tells nothing
+    starts, names = features.starts, features.columns
+    order = sorted(importance, key=lambda name: max(value or 0.0 for value in importance[name]), reverse=True)
+    return {names[starts[name]]: starts[name] for name in order[:DRAWN]}
+
+
+def write_evaluation(
+    folder: Path, judged: Evaluation, trained: Evaluation, columns: Mapping[str, int] | None = None
+) -> None:
+    """Write ``evaluation.npz``, the answers to both parts of the split, and ``sample.npz``, whole events.
+
+    Args:
+        folder: Where.
+        judged: Of the validation events.
+        trained: Of training events.
+        columns: Inputs to be written beside the answers, by name.
+    """
+    columns = columns or {}
+    inputs = {
+        "validation_inputs": judged.inputs[:, list(columns.values())],
+        "validation_columns": np.array(list(columns), dtype=np.str_),
+    }
+    answers = inputs | {
         f"{part}_{name}": values
         for part, evaluation in (("validation", judged), ("training", trained))
         for name, values in {**evaluation.answers, "events": np.array(evaluation.events)}.items()

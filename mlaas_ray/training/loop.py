@@ -24,7 +24,14 @@ from mlaas_ray.core.errors import EmptyDataError, ModelError
 from mlaas_ray.core.storage import check_room, writing
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.cursor import Cursor
-from mlaas_ray.training.evaluation import EVENTS, Evaluation, evaluate, importance, write_evaluation
+from mlaas_ray.training.evaluation import (
+    EVENTS,
+    Evaluation,
+    evaluate,
+    importance,
+    telling,
+    write_evaluation,
+)
 from mlaas_ray.training.events import EventSource
 from mlaas_ray.training.exporting import export
 from mlaas_ray.training.framework import Network, Setup
@@ -182,8 +189,7 @@ class _Worker:
         training = time.perf_counter() - began - (progress.seconds["saving"] - saving)
         spent = self._spent(training, self.stream.waited - waited, epoch.computed)
         trained = self._merged(epoch.scores)
-        if trained.events == 0:
-            raise EmptyDataError("there are no training events", "Check the selection and the split")
+        _counted(trained, "training", "Check the selection and the split")
         self.network.settle()
         # the next epoch's first events are read while this one's network is judged and kept
         following = self.stream.following()
@@ -289,7 +295,8 @@ class _Worker:
             "epoch": epoch.number + 1,
             "loss": self.progress.training["loss"],
             "validation_loss": judged.pop("loss"),
-            "scores": {name: value for name, value in judged.items() if name != "events"},
+            "scores": {name: value for name, value in judged.items() if isinstance(value, float)},
+            "without": judged.get("without", []),
             "learning_rate": self._rate(epoch.events),
             "events_per_s": (epoch.events - before) / training,
             "seconds": seconds,
@@ -306,8 +313,7 @@ class _Worker:
                 weight = self.run.weighting.of(part.y, part.weight)
                 scores.add(self.network.predict(part.x), part.y, weight)
         total = self._merged(scores)
-        if total.events == 0:
-            raise EmptyDataError("there are no validation events", "Enlarge split.validation")
+        _counted(total, "validation", "Enlarge split.validation")
         self.progress.seconds["judging"] += time.perf_counter() - begun
         return total
 
@@ -387,7 +393,7 @@ class _Worker:
             return last, {"unexported": [why.message, why.remedy, kept]}
         (model / STATE).mkdir()
         self.network.save(model / STATE)
-        write_evaluation(model, judged, trained)
+        write_evaluation(model, judged, trained, telling(self.run.features, needed))
         last.rename(model / LAST)
         result = {
             "history": progress.history,
@@ -400,6 +406,21 @@ class _Worker:
             "importance": needed,
         }
         return model, {"result": result}
+
+
+def _counted(scores: Scores, part: str, remedy: str) -> None:
+    """Refuse events that no mean can be taken of.
+
+    Raises:
+        EmptyDataError: When there are none, or when their weights do not come to more than 0.
+    """
+    if scores.events == 0:
+        raise EmptyDataError(f"there are no {part} events", remedy)
+    if not scores.weight > 0:
+        raise EmptyDataError(
+            f"the weights of the {scores.events:,} {part} events come to {scores.weight:g}",
+            f"{remedy}; or look at weights",
+        )
 
 
 def _read(folder: Path) -> dict[str, bytes]:

@@ -4,10 +4,14 @@ ROC curves are kept as weights per distinct score. While there are at most ``LIM
 exact; beyond, neighbouring scores are merged by dropping the last bits of their float32 (counted from 0 below
 one half and from 1 above it, so that scores close to certainty stay apart), which changes the area by far
 less than 1e-4.
+
+Every number is a mean over events with the weights that count in training (see ``Weighting``), negative ones
+included where they keep their sign. What these weights do not define is None, never a number.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -54,10 +58,48 @@ def _regression_loss(task: Task, apart: Doubles) -> Doubles:
     return apart**2
 
 
+def area_under(background: npt.NDArray[Any], signal: npt.NDArray[Any]) -> float | None:
+    """Return the weighted area under the ROC curve: the share of pairs in the right order, ties counted half.
+
+    Args:
+        background: Sum of weights at each distinct score, in rising order.
+        signal: The same of the signal.
+
+    Returns:
+        None unless both sums of weights are positive.
+    """
+    rest, total = float(background.sum()), float(signal.sum())
+    if not (rest > 0 and total > 0):
+        return None
+    return float(signal @ (np.cumsum(background) - 0.5 * background)) / (rest * total)
+
+
+def explained(
+    unexplained: npt.NDArray[Any], variance: npt.NDArray[Any], size: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """Return R² of each target; NaN where the truth does not vary.
+
+    Args:
+        unexplained: Weighted mean of the squared errors.
+        variance: Weighted variance of the truth.
+        size: Weighted mean of its squares, whose rounding errors are no variance.
+    """
+    known = variance > 1e-12 * np.abs(size)
+    return np.where(known, 1.0 - unexplained / np.where(known, variance, 1.0), np.nan)
+
+
+def mean_of_known(values: Sequence[float | None] | npt.NDArray[Any]) -> float | None:
+    """Return the mean of the numbers that are defined; None when none is."""
+    numbers = np.array([np.nan if value is None else value for value in values], np.float64)
+    known = numbers[np.isfinite(numbers)]
+    return float(known.mean()) if len(known) else None
+
+
 class Scores(Protocol):
     """Sums over events that tell what predictions are worth."""
 
     events: int
+    weight: float
 
     def add(self, prediction: Floats, y: Floats, weight: Floats) -> None:
         """Count events: answers ``(events, outputs)``, class numbers or targets, weights ``(events,)``."""
@@ -66,7 +108,10 @@ class Scores(Protocol):
         """Count another worker's events too."""
 
     def summary(self) -> dict[str, Any]:
-        """Return ``loss``, ``events`` and what the task is judged by."""
+        """Return ``loss``, ``events`` and what the task is judged by, each None where it is not defined.
+
+        ``without`` names the classes (or targets) that the AUC (or R²) leaves out, when there are some.
+        """
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return all that was counted."""
@@ -105,8 +150,8 @@ class _Sums:
         self.weight += other.weight
         self.loss += other.loss
 
-    def _mean(self, total: float) -> float:
-        return total / self.weight if self.weight else 0.0
+    def _mean(self, total: float) -> float | None:
+        return total / self.weight if self.weight > 0 else None
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return all that was counted."""
@@ -146,12 +191,22 @@ class ClassScores(_Sums):
             own.merge(theirs)
 
     def summary(self) -> dict[str, Any]:
-        """Return ``auc`` (0.5 without two classes), ``loss``, ``accuracy`` and ``events``."""
+        """Return ``auc``, ``loss``, ``accuracy`` and ``events``; of several classes also ``auc_by_class``.
+
+        A class whose weights do not come to more than 0 has no curve: the mean is that of the others.
+        """
+        names = self.task.names
+        areas = [roc.area() for roc in self.rocs]
+        sums = self.rocs[0].sums if self.task.kind == "binary" else [roc.sums[1] for roc in self.rocs]
+        without = [name for name, total in zip(names, sums, strict=True) if not total > 0]
+        several = self.task.kind == "multiclass"
         return {
-            "auc": float(np.mean([roc.area() for roc in self.rocs])),
+            "auc": mean_of_known(areas),
             "loss": self._mean(self.loss),
             "accuracy": self._mean(self.right),
             "events": self.events,
+            **({"auc_by_class": dict(zip(names, areas, strict=True))} if several else {}),
+            **({"without": without} if without else {}),
         }
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -203,17 +258,19 @@ class TargetScores(_Sums):
 
     def summary(self) -> dict[str, Any]:
         """Return ``r2``, ``loss``, ``mae``, ``rmse`` (of several targets the means) and ``events``."""
-        weight = self.weight or 1.0
-        variance = self.second / weight - (self.first / weight) ** 2
-        unexplained = self.squares / weight
-        known = variance > 0
-        r2 = 1.0 - unexplained[known] / variance[known]
+        weight = self.weight if self.weight > 0 else np.nan
+        size, unexplained = self.second / weight, self.squares / weight
+        r2 = explained(unexplained, size - (self.first / weight) ** 2, size)
+        without = [name for name, value in zip(self.task.names, r2, strict=True) if np.isnan(value)]
+        with np.errstate(invalid="ignore"):  # weights may be negative
+            errors = np.sqrt(unexplained)
         return {
-            "r2": float(r2.mean()) if known.any() else 0.0,
+            "r2": mean_of_known(r2),
             "loss": self._mean(self.loss),
-            "mae": float((self.absolute / weight).mean()),
-            "rmse": float(np.sqrt(unexplained).mean()),
+            "mae": mean_of_known(self.absolute / weight),
+            "rmse": mean_of_known(errors),
             "events": self.events,
+            **({"without": without} if without else {}),
         }
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -264,14 +321,15 @@ class RocCounts:
         """Take over what :meth:`arrays` gave."""
         self._keys, self._sums, self._shift = keys, weights, int(shift)
 
-    def area(self) -> float:
-        """Return the weighted area under the ROC curve, ties counted half; 0.5 without both classes."""
-        background, signal = self._sums[:, 0], self._sums[:, 1]
-        total = float(background.sum()) * float(signal.sum())
-        if total == 0.0:
-            return 0.5
-        below = np.cumsum(background) - 0.5 * background
-        return float(signal @ below) / total
+    @property
+    def sums(self) -> tuple[float, float]:
+        """Sums of weights of background and signal."""
+        background, signal = self._sums.sum(axis=0).tolist()
+        return background, signal
+
+    def area(self) -> float | None:
+        """Return the weighted area under the ROC curve; see :func:`area_under`."""
+        return area_under(self._sums[:, 0], self._sums[:, 1])
 
     def _insert(self, keys: npt.NDArray[np.int64], sums: npt.NDArray[np.float64]) -> None:
         self._keys, self._sums = _grouped(

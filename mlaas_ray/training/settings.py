@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -212,7 +212,9 @@ class EpochReport:
         epochs: How many there will be at most.
         loss: Weighted mean loss of the training events, as they were seen.
         validation_loss: The same of the validation events, after the epoch.
-        scores: What else the validation events tell: ``auc`` and ``accuracy``, or ``r2``, ``mae``, ``rmse``.
+        scores: What else the validation events tell: ``auc`` and ``accuracy``, or ``r2``, ``mae``, ``rmse``;
+            what they do not define is left out.
+        without: Classes (or targets) that the AUC (or R²) leaves out, since they have no validation events.
         learning_rate: Step size at its end.
         events_per_s: Training events of all workers per second of training.
         seconds: Wall time of the epoch, validation included.
@@ -230,6 +232,7 @@ class EpochReport:
     seconds: float
     waited: float
     left_s: float
+    without: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pyarrow.fs
 from ray.train import Result
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 
+from mlaas_ray.core.errors import EmptyDataError
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.cursor import Cursor
 from mlaas_ray.training.framework import Network
@@ -81,7 +82,15 @@ class Progress:
         rule, self.epochs = settings.early_stopping, settings.epochs or 1
         if not rule:
             return False
-        value = {**entry["scores"], "validation_loss": entry["validation_loss"]}[rule.monitor]
+        value = {**entry["scores"], "validation_loss": entry["validation_loss"]}.get(rule.monitor)
+        if value is None:
+            lacking = f": there is nothing to judge {', '.join(entry['without'])} by" * bool(
+                entry.get("without")
+            )
+            raise EmptyDataError(
+                f"early stopping looks at {rule.monitor}, which the validation events do not define{lacking}",
+                "Enlarge split.validation, or set train.early_stopping.monitor to validation_loss",
+            )
         sign = -1.0 if rule.monitor in FALLING else 1.0
         if self.best is None or sign * (value - self.best["value"]) > rule.min_delta:
             self.best = {"epoch": entry["epoch"], "value": value, "monitor": rule.monitor}
@@ -98,7 +107,7 @@ class Progress:
         were to be give a run that it ended its patience anew.
         """
         rule, epochs = settings.early_stopping, settings.epochs or 1
-        if rule is None or (self.best is not None and self.best.get("monitor", rule.monitor) != rule.monitor):
+        if not rule or (self.best is not None and self.best.get("monitor", rule.monitor) != rule.monitor):
             self.best, self.stood = None, 0
         elif self.stopped and epochs > self.epochs:
             self.stood = 0

@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from mlaas_ray.core.errors import JobError, PackageError
+from mlaas_ray.core.errors import EmptyDataError, JobError, PackageError
 from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.core.task import Task
 from mlaas_ray.inference.runtimes import load_runtime
-from mlaas_ray.streaming import PlannedEvents, first_pass, planned_events
+from mlaas_ray.streaming import FirstPass, PlannedEvents, first_pass, planned_events, take_census
 from mlaas_ray.training.batches import block_arrays
-from mlaas_ray.training.metrics import losses
+from mlaas_ray.training.metrics import area_under, explained, losses, mean_of_known, scores_of
 from mlaas_ray.workflows.cluster import connected
 from mlaas_ray.workflows.job import Job
+from mlaas_ray.workflows.learning import weighting_of
 from mlaas_ray.workflows.sums import summed
 
 Array = npt.NDArray[Any]
@@ -69,9 +70,11 @@ class Comparison:
 
     Attributes:
         score: ``auc`` (over several classes the mean) or ``r2``: the larger the better.
-        loss: The smaller the better.
+        loss: The smaller the better; of targets with the scale of the first model, for both.
         events: How many were compared.
         part: Of the split: ``test`` or ``validation``.
+        name: Of the score.
+        without: Classes (or targets) that the score leaves out, since there are no such events.
     """
 
     score: Measure
@@ -79,6 +82,7 @@ class Comparison:
     events: int
     part: str
     name: str
+    without: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -95,6 +99,7 @@ class Comparison:
             f"{second} is {self.verdict} {'from' if 'not' in self.verdict else 'than'} {first} on "
             f"{self.events:,} {self.part} events: {label} {score.second:.4f} against {score.first:.4f}, "
             f"difference {score.difference:+.4f} ± {score.error:.4f} (p = {score.p_value:.2g})"
+            + (f"; without {', '.join(self.without)}, which these events do not tell" if self.without else "")
         )
 
     def document(self) -> dict[str, Any]:
@@ -107,7 +112,8 @@ class Comparison:
             }
             for name, measure in ((self.name, self.score), ("loss", self.loss))
         }
-        return {"verdict": self.verdict, "events": self.events, "part": self.part, **measures}
+        without = {"without": list(self.without)} if self.without else {}
+        return {"verdict": self.verdict, "events": self.events, "part": self.part, **measures, **without}
 
 
 def compare(
@@ -123,20 +129,28 @@ def compare(
     Args:
         first: One package.
         second: The other.
-        job: Says which files, how they are split, labels and weights. The events are those of the test part,
-            or, where there is none, of the validation part.
+        job: Says which files, how they are split, labels and weights, which count as in a training of this
+            job. The events are those of the test part, or, where there is none, of the validation part.
         address: Ray cluster.
         progress: Whether to show a bar.
 
     Raises:
         PackageError: When a package does not say what it answers, or they answer different questions.
-        DataError: Naming the file, tree and branch that cannot be used.
+        DataError: Naming the file, tree and branch that cannot be used; or when the events define no score.
     """
     task = _common_task(first, second)
     samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
     with connected(address):
         samples = summed(job, samples)
-        answers = [_answers(package, task, samples, job, progress) for package in (first, second)]
+        options: dict[str, Any] = {"reading": job.reading, "progress": progress}
+        found = [
+            first_pass(samples, key=job.split.key, features=package.features, **options)
+            for package in (first, second)
+        ]
+        census = take_census(found[0], classes=task.classes, **options)
+        answers = [
+            _answers(package, task, one, job) for package, one in zip((first, second), found, strict=True)
+        ]
     one, other = (_ordered(answer) for answer in answers)
     if len(one["entry"]) != len(other["entry"]) or any((one[n] != other[n]).any() for n in _IDS):
         raise JobError(
@@ -145,27 +159,43 @@ def compare(
     if not len(one["entry"]):
         raise JobError("there are no held-out events", "Enlarge split.test or split.validation")
     part = "test" if job.split.test else "validation"
-    return compared(one["prediction"], other["prediction"], one["y"], one["weight"], task, part)
+    weight = weighting_of(job, census).of(one["y"], one["weight"])
+    return compared(one["prediction"], other["prediction"], one["y"], weight, task, part)
 
 
 def compared(one: Array, other: Array, y: Array, weight: Array, task: Task, part: str) -> Comparison:
-    """Compare answers ``(events, outputs)`` to the same events.
+    """Compare answers ``(events, outputs)`` to the same events, with the weights that count in training.
 
     Errors are those of a Poisson bootstrap: each replica counts every event 0, 1, 2, … times.
+
+    Raises:
+        EmptyDataError: When these events define no score.
     """
     random = np.random.default_rng(0)
-    w = np.maximum(weight.astype(np.float64), 0.0)
+    w = weight.astype(np.float64)
     measures = [_Score(answers, y, task) for answers in (one, other)]
     each = [losses(task, answers, y) for answers in (one, other)]
-    nominal = [measure.of(w) for measure in measures]
-    means = [float(w @ loss) / (float(w.sum()) or 1.0) for loss in each]
+    summaries = []
+    for answers in (one, other):
+        counted = scores_of(task)
+        counted.add(answers, y, weight)
+        summaries.append(counted.summary())
+    nominal = [summary[task.score] for summary in summaries]
+    means = [summary["loss"] for summary in summaries]
+    without = tuple(summaries[0].get("without", ()))
+    if None in nominal + means:
+        raise EmptyDataError(
+            f"{len(w):,} {part} events define no {task.score}"
+            + (f": there is nothing to judge {', '.join(without)} by" if without else ""),
+            f"Enlarge split.{part}, or look at weights",
+        )
     scores, averages = np.empty((REPLICAS, 2)), np.empty((REPLICAS, 2))
     for number in range(REPLICAS):
         replica = w * random.poisson(1.0, len(w))
-        total = float(replica.sum()) or 1.0
+        total = replica.sum() if replica.sum() > 0 else np.nan
         scores[number] = [measure.of(replica) for measure in measures]
         averages[number] = [float(replica @ loss) / total for loss in each]
-    return Comparison(_measure(nominal, scores), _measure(means, averages), len(w), part, task.score)
+    return Comparison(_measure(nominal, scores), _measure(means, averages), len(w), part, task.score, without)
 
 
 class _Score:
@@ -185,26 +215,30 @@ class _Score:
                 self._sorted.append((order, starts, y[order] == label))
 
     def of(self, weight: Array) -> float:
-        if self._task.classes:
-            return float(np.mean([_area(weight[order], *rest) for order, *rest in self._sorted]))
-        total = float(weight.sum()) or 1.0
+        known = mean_of_known(self._areas(weight) if self._task.classes else self._explained(weight))
+        return np.nan if known is None else known
+
+    def _areas(self, weight: Array) -> list[float | None]:
+        areas = []
+        for order, starts, signal in self._sorted:
+            w = weight[order]
+            background = np.add.reduceat(np.where(signal, 0.0, w), starts)
+            areas.append(area_under(background, np.add.reduceat(np.where(signal, w, 0.0), starts)))
+        return areas
+
+    def _explained(self, weight: Array) -> Array:
+        total = weight.sum() if weight.sum() > 0 else np.nan
         mean = weight @ self._truth / total
         variance = weight @ (self._truth - mean) ** 2 / total
         unexplained = weight @ (self._answers - self._truth) ** 2 / total
-        return float(np.mean(1 - unexplained / np.where(variance > 0, variance, 1.0)))
-
-
-def _area(weight: Array, starts: Array, signal: Array) -> float:
-    """Return the area under the ROC curve of events in the order of their scores; ties count half."""
-    background = np.add.reduceat(np.where(signal, 0.0, weight), starts)
-    own = np.add.reduceat(np.where(signal, weight, 0.0), starts)
-    total = background.sum() * own.sum()
-    if total <= 0:
-        return 0.5
-    return float(own @ (np.cumsum(background) - 0.5 * background) / total)
+        return explained(unexplained, variance, variance)
 
 
 def _measure(nominal: list[float], replicas: Array) -> Measure:
+    replicas = replicas[np.isfinite(replicas).all(axis=1)]  # those that define both
+    if len(replicas) < 2:
+        first, second = nominal
+        return Measure(first, np.inf, second, np.inf, second - first, np.inf)
     errors = replicas.std(axis=0, ddof=1)
     difference = (replicas[:, 1] - replicas[:, 0]).std(ddof=1)
     first, second = nominal
@@ -228,13 +262,8 @@ def _common_task(first: ModelPackage, second: ModelPackage) -> Task:
     return one
 
 
-def _answers(
-    package: ModelPackage, task: Task, samples: Any, job: Job, progress: bool | None
-) -> dict[str, Array]:
+def _answers(package: ModelPackage, task: Task, found: FirstPass, job: Job) -> dict[str, Array]:
     """Ask one model, in tasks that read and answer."""
-    found = first_pass(
-        samples, reading=job.reading, key=job.split.key, features=package.features, progress=progress
-    )
     events = planned_events(
         found, part=job.split.held_out, seed=job.seed, reading=job.reading, classes=task.classes
     )

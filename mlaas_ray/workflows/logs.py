@@ -81,7 +81,7 @@ def logged(run: RunFolder) -> Iterator[Logs]:
 
 
 def _flat(report: Mapping[str, Any]) -> dict[str, Any]:
-    row = {key: value for key, value in report.items() if key != "scores"}
+    row = {key: value for key, value in report.items() if key not in ("scores", "without")}
     return row | {f"validation_{name}": value for name, value in report["scores"].items()}
 
 

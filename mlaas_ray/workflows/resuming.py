@@ -24,6 +24,7 @@ KEYS: Mapping[str, str] = {
     # another place of the same files; others are refused by their content
     "datasets.NAME.files": "",
     "datasets.NAME.das": "",
+    "datasets.NAME.origin": "",
     "datasets.NAME.tree": _EVENTS,
     "datasets.NAME.label": _LEARNT,
     "datasets.NAME.xsec": _LEARNT,
@@ -58,6 +59,7 @@ KEYS: Mapping[str, str] = {
     "train.learning_rate": "",
     "train.schedule": "",
     "train.weight_decay": _STATE,
+    "train.average": "",
     "train.clip": "",
     "train.precision": _STATE,
     "train.loss": _LEARNT,
@@ -112,7 +114,10 @@ def anything_left(
     """
     progress, finished = reached(*filesystem(run.place(training)))
     finished = finished or (progress is None and package is not None)
-    settings = job.train.filled(load_framework(find_framework(job.framework)).defaults)
+    defaults = dict(load_framework(find_framework(job.framework)).defaults)
+    if progress is not None and progress.epochs:
+        defaults["epochs"] = progress.epochs  # which may have been told by the number of events
+    settings = job.train.filled(defaults)
     done = progress.cursor.epoch if progress is not None else 0
     if "train.epochs" in changing and (settings.epochs or 1) <= done:
         raise JobError(

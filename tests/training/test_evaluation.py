@@ -21,6 +21,7 @@ from mlaas_ray.training.evaluation import (
     Evaluation,
     evaluate,
     importance,
+    telling,
     write_evaluation,
     write_rows,
 )
@@ -139,6 +140,12 @@ def test_answers_are_kept_with_their_events_and_the_weights_as_read() -> None:
     assert sorted(entry) == list(range(400))
     # kept by a hash, and not in the order they came in
     assert entry.tolist() != sorted(entry)
+    np.testing.assert_allclose(
+        found.answers["used_weight"],
+        np.abs(source.weight[entry]) * np.where(source.y[entry] == 0, 2, 1),
+        rtol=1e-6,
+    )
+    np.testing.assert_array_equal(found.inputs, source.x[entry])
     for rows in (found.answers, found.sample):
         np.testing.assert_array_equal(rows["y"], source.y[entry])
         np.testing.assert_array_equal(rows["weight"], source.weight[entry])
@@ -146,7 +153,7 @@ def test_answers_are_kept_with_their_events_and_the_weights_as_read() -> None:
         np.testing.assert_allclose(rows["prediction"][:, 0], probability(source.x[entry]), rtol=1e-5)
     np.testing.assert_array_equal(found.sample["x"], source.x[entry])
     np.testing.assert_array_equal(found.sample["file"], entry % 3)
-    assert set(found.answers) == {"prediction", "y", "weight", "dataset"}
+    assert set(found.answers) == {"prediction", "y", "weight", "used_weight", "dataset"}
 
 
 def test_several_targets_are_kept_as_they_are() -> None:
@@ -254,13 +261,17 @@ def test_without_events_nothing_is_missed() -> None:
 
 def test_answers_and_a_few_whole_events_are_written(tmp_path: Path) -> None:
     judged, trained = asked(Blocks([300, 100])), asked(Blocks([50]))
-    write_evaluation(tmp_path, judged, trained)
+    columns = telling(SPEC, {"MET": [0.1, 0.2], "Jet_id": [0.0, None], "Jet_pt": [0.3, 0.4]})
+    assert columns == {"Jet_pt_0": 3, "MET": 0, "Jet_id_0": 1}
+    write_evaluation(tmp_path, judged, trained, columns)
     with np.load(tmp_path / "evaluation.npz") as arrays:
-        assert set(arrays) == {
+        assert set(arrays) == {"validation_inputs", "validation_columns"} | {
             f"{part}_{name}"
             for part in ("validation", "training")
-            for name in ("prediction", "y", "weight", "dataset", "events")
+            for name in ("prediction", "y", "weight", "used_weight", "dataset", "events")
         }
+        assert arrays["validation_columns"].tolist() == list(columns)
+        np.testing.assert_array_equal(arrays["validation_inputs"], judged.inputs[:, [3, 0, 1]])
         assert (int(arrays["validation_events"]), int(arrays["training_events"])) == (400, 50)
         for part, kept in (("validation", judged), ("training", trained)):
             for name, values in kept.answers.items():

@@ -97,8 +97,38 @@ def test_certain_and_wrong_is_a_finite_loss() -> None:
 def test_one_class_alone_has_no_curve() -> None:
     scores = scores_of(BINARY)
     scores.add(np.full((3, 1), 0.5, np.float32), np.ones(3, np.float32), np.ones(3, np.float32))
-    assert scores.summary()["auc"] == 0.5
-    assert scores_of(BINARY).summary()["loss"] == 0.0
+    summary = scores.summary()
+    assert (summary["auc"], summary["without"]) == (None, ["background"])
+    empty = scores_of(BINARY).summary()
+    assert (empty["auc"], empty["loss"], empty["accuracy"]) == (None, None, None)
+
+
+def test_a_class_without_events_is_named_and_left_out_of_the_mean() -> None:
+    task = Task(kind="multiclass", names=("a", "b", "c"))
+    scores = scores_of(task)
+    y = np.array([0, 1] * 50, np.float32)
+    p = np.where(y[:, None] == np.arange(3), 0.9, 0.05).astype(np.float32)
+    scores.add(p, y, np.ones(100, np.float32))
+    summary = scores.summary()
+    assert (summary["auc"], summary["without"]) == (1.0, ["c"])
+    assert summary["auc_by_class"] == {"a": 1.0, "b": 1.0, "c": None}
+
+
+def test_a_class_whose_weights_come_to_nothing_has_no_curve() -> None:
+    scores = scores_of(BINARY)
+    y = np.array([0, 0, 1, 1], np.float32)
+    scores.add(np.array([[0.1], [0.2], [0.7], [0.9]], np.float32), y, np.array([1, 1, 2, -2], np.float32))
+    assert (scores.summary()["auc"], scores.summary()["without"]) == (None, ["signal"])
+
+
+def test_a_target_that_does_not_vary_is_named_and_left_out() -> None:
+    task = Task(kind="regression", names=("m", "n"))
+    y = np.stack([np.arange(6.0), np.full(6, 0.3)], axis=1).astype(np.float32)
+    scores = scores_of(task)
+    scores.add(y + np.float32(0.1), y, np.ones(6, np.float32))
+    summary = scores.summary()
+    assert summary["r2"] == pytest.approx(1 - 0.01 / np.var(np.arange(6.0)), rel=1e-4)
+    assert summary["without"] == ["n"]
 
 
 def test_several_classes_are_judged_each_against_the_others() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlaas_ray.core import FeatureSpec
-from mlaas_ray.core.errors import JobError
+from mlaas_ray.core.errors import EmptyDataError, JobError
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.check import check_model
 from mlaas_ray.training.cursor import Cursor, Part
@@ -88,6 +88,13 @@ def test_a_measure_of_another_task_is_refused_before_a_run(
     settings = TrainSettings.of({"early_stopping": monitor}, "test")
     with pytest.raises(JobError, match=rf"early_stopping\.monitor: {monitor} is no measure of {task.kind}"):
         check_model(None, "torch", toy_features, task=task, settings=settings)
+
+
+def test_a_measure_that_the_events_do_not_define_stops_nothing_silently() -> None:
+    settings = TrainSettings.of({"early_stopping": {"monitor": "auc"}}, "train")
+    entry = {"epoch": 1, "validation_loss": 0.3, "scores": {"accuracy": 1.0}, "without": ["signal"]}
+    with pytest.raises(EmptyDataError, match=r"looks at auc, .* nothing to judge signal by"):
+        Progress(Cursor.start(0)).judge(entry, settings)
 
 
 def test_without_a_rule_no_epoch_is_kept_and_no_run_stopped() -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlaas_ray.core.errors import JobError, PackageError
+from mlaas_ray.core.errors import EmptyDataError, JobError, PackageError
 from mlaas_ray.core.task import Task
 from mlaas_ray.streaming import first_pass, planned_events
 from mlaas_ray.training.batches import block_arrays
+from mlaas_ray.training.metrics import scores_of
+from mlaas_ray.training.settings import Weighting
 from mlaas_ray.workflows import Job, compare
-from mlaas_ray.workflows.compare import Comparison, compared
+from mlaas_ray.workflows.compare import Comparison, _Score, compared
 from mlaas_ray.workflows.report.numbers import area_error
 from tests.packaged import package_of
 
@@ -71,10 +73,10 @@ def test_a_model_that_knows_more_is_better_and_the_other_worse() -> None:
         ([0.1, 0.4, 0.4, 0.8], [0, 0, 1, 1], [1, 2, 3, 4], 18 / 21),
         ([0.5, 0.5, 0.5], [0, 1, 1], [1, 5, 1], 0.5),
         ([0.9, 0.1], [0, 1], [1, 1], 0.0),
-        ([0.1, 0.9, 0.2], [0, 1, 1], [1, -7, 1], 1.0),
-        ([0.1, 0.9], [1, 1], [1, 1], 0.5),
+        # of 1 * (3 - 1) pairs 3 in order and -1 not
+        ([0.5, 0.9, 0.2], [0, 1, 1], [1, 3, -1], 1.5),
     ],
-    ids=["ties", "weights", "constant", "wrong", "negative", "one class"],
+    ids=["ties", "weights", "constant", "wrong", "negative"],
 )
 def test_areas_are_those_of_pairs_and_ties_count_half(
     scores: list[float], y: list[int], weight: list[float], area: float
@@ -140,9 +142,46 @@ def test_a_difference_without_error_is_still_json() -> None:
     assert (document["auc"]["p_value"], document["verdict"], document["events"]) == (0.0, "better", 100)
 
 
-def test_weights_that_come_to_nothing_tell_nothing() -> None:
-    found = judged(column([0.1, 0.9]), column([0.9, 0.1]), [0, 1], [-1, -1])
-    assert found.verdict == "not significantly different"
+@pytest.mark.parametrize(
+    ("y", "weight", "named"),
+    [([1, 1], [1, 1], "background"), ([0, 1], [1, -1], "signal"), ([0, 1], [-1, -1], "background, signal")],
+)
+def test_events_that_define_no_area_are_refused(y: list[int], weight: list[int], named: str) -> None:
+    with pytest.raises(
+        EmptyDataError, match=f"2 test events define no auc: there is nothing to judge {named} by"
+    ):
+        judged(column([0.1, 0.9]), column([0.9, 0.1]), y, weight)
+
+
+def test_a_class_without_events_is_named_and_left_out() -> None:
+    task = Task(kind="multiclass", names=("u", "c", "b"))
+    y = np.array([0, 1] * 20, np.float32)
+    right = np.eye(3)[y.astype(int)]
+    found = judged(right, np.full((40, 3), 1 / 3), y, task=task)
+    assert (found.score.first, found.score.second, found.without) == (1.0, 0.5, ("b",))
+    assert "without b" in found.sentence("one", "other")
+    assert found.document()["without"] == ["b"]
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
+def test_errors_are_of_the_numbers_that_training_tells(kind: str) -> None:
+    """Nominal values are the scores of training; the quick way of the replicas gives the same."""
+    random = np.random.default_rng(3)
+    task = {
+        "binary": BINARY,
+        "multiclass": Task(kind="multiclass", names=("u", "c", "b")),
+        "regression": Task(kind="regression", names=("E", "m"), offset=(1.0, 0.0), scale=(2.0, 3.0)),
+    }[kind]
+    y = random.integers(0, task.classes or 2, 300).astype(np.float32)
+    if kind == "regression":
+        y = random.normal(size=(300, 2)).astype(np.float32)
+    p = random.random((300, task.outputs)).astype(np.float32)
+    weight = Weighting((1.5,) * max(1, task.classes), "keep").of(y, random.normal(1, 1, 300).astype("f4"))
+    scores = scores_of(task)
+    scores.add(p, y, weight)
+    found = judged(p, 1 - p, y, weight, task)
+    assert (found.score.first, found.loss.first) == (scores.summary()[task.score], scores.summary()["loss"])
+    assert _Score(p, y, task).of(weight.astype(float)) == pytest.approx(found.score.first, rel=1e-6)
 
 
 @pytest.fixture

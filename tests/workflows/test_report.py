@@ -27,6 +27,7 @@ from mlaas_ray.workflows.report.numbers import (
     roc,
 )
 from mlaas_ray.workflows.report.page import page_of
+from mlaas_ray.workflows.report.write import weights_said
 
 ONES = np.ones(4)
 
@@ -143,10 +144,16 @@ class TestCalibration:
         found = calibration(score, score > 0.5, np.ones(1500), bins=15)
         np.testing.assert_allclose(found.predicted, np.sort(score).reshape(15, 100).mean(axis=1), atol=1e-3)
 
-    def test_an_event_that_does_not_count_changes_nothing(self) -> None:
+    def test_an_event_and_its_negative_change_nothing(self) -> None:
         plain = calibration([0.2, 0.8], np.array([False, True]), [1, 1], bins=1)
-        more = calibration([0.2, 0.8, 0.8], np.array([False, True, False]), [1, 1, -5], bins=1)
+        more = calibration([0.2, 0.8, 0.8, 0.8], np.array([False, True, False, False]), [1, 1, 5, -5], bins=1)
         assert (more.brier, more.observed) == (pytest.approx(plain.brier), pytest.approx(plain.observed))
+
+    def test_weights_that_come_to_nothing_calibrate_nothing(self) -> None:
+        found = calibration([0.2, 0.8], np.array([False, True]), [1, -1], bins=1)
+        assert math.isnan(found.brier)
+        assert math.isnan(found.expected_error)
+        assert len(found.predicted) == 0
 
 
 def test_confusion_is_by_true_class() -> None:
@@ -177,12 +184,16 @@ def test_the_class_an_event_is_taken_for_is_the_likeliest() -> None:
 TASKS = {
     "binary": Task(names=("background", "<signal>")),
     "multiclass": Task(kind="multiclass", names=("u", "c", "b")),
+    "many": Task(kind="multiclass", names=tuple(f"class {number}" for number in range(20))),
     "regression": Task(kind="regression", names=("E", "m"), offset=(0.0, 0.0), scale=(1.0, 1.0)),
 }
+COMMON = {"history", "importance", "time", "inputs", "correlations", "against"}
+OF_CLASSES = {"roc", "scores", "calibration", "confusion"}
 FIGURES = {
-    "binary": {"history", "roc", "scores", "calibration", "confusion", "importance", "time"},
-    "multiclass": {"history", "roc", "scores", "calibration", "confusion", "importance", "time"},
-    "regression": {"history", "target_0", "target_1", "importance", "time"},
+    "binary": COMMON | OF_CLASSES | {"cut"},
+    "multiclass": COMMON | OF_CLASSES,
+    "many": COMMON | OF_CLASSES,
+    "regression": COMMON | {"target_0", "target_1"},
 }
 
 
@@ -260,6 +271,10 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         for part, count, seed in (("validation", 400, 1), ("training", 300, 2))
         for name, values in evaluation(task, count, seed).items()
     }
+    inputs = np.random.default_rng(3).normal(size=(250, 4)).astype(np.float32)
+    inputs[::5, 1] = np.nan
+    rows["validation_inputs"] = inputs
+    rows["validation_columns"] = np.array(["pt", "Jet_pt_0", "mass", "dR"])
     write_rows(folder / "evaluation.npz", rows)
     seen = Statistics(count=4, min=0.0, max=1.0, mean=0.5, std=0.3)
     features = FeatureSpec.of([Feature(name="pt", kind="flat", statistics=seen)])
@@ -323,6 +338,49 @@ def test_the_page_tells_scores_events_and_the_job(report: tuple[str, Path]) -> N
     # the job, as it was written
     assert "pt > 3 & pt < 300" in text
     assert words[words.index("R²" if kind == "regression" else "AUC") + 1] == "0.8000"
+
+
+def test_pictures_say_of_which_events_with_which_weights(report: tuple[str, Path]) -> None:
+    text = " ".join(Page(report[1].read_text()).words)
+    assert "400 of 4,000 validation events, chosen by a hash, each counts 1." in text
+    assert "250 of 4,000 validation events" in text
+    assert "with the weights of training" in text
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ({}, "each counts 1"),
+        ({"balance": "classes"}, "weights as in training (1, classes balanced)"),
+        ({"expression": "w", "negative": "absolute"}, "weights as in training (w, negative ones: absolute)"),
+    ],
+)
+def test_the_weights_that_count_are_said(weights: dict[str, str], told: str) -> None:
+    job = Job.of({"datasets": {"a": {"files": "a.root", "label": 1}}, "weights": weights}, "the job")
+    assert weights_said(job) == told
+
+
+def test_a_class_that_the_score_leaves_out_is_named_on_the_page() -> None:
+    task = TASKS["multiclass"]
+    found = evaluation(task, 50, 1)
+    judged = Answers(found["prediction"], found["y"], found["weight"], found["dataset"], 50)
+    metrics = metrics_of(task)
+    metrics["validation"] = {**metrics["validation"], "auc": None, "without": ["b"]}
+    seen = Statistics(count=4, min=0.0, max=1.0, mean=0.5, std=0.3)
+    features = FeatureSpec.of([Feature(name="pt", kind="flat", statistics=seen)])
+    text = " ".join(Page(page_of(job_of(task), features, census_of(task), task, metrics, judged, [])).words)
+    assert "The AUC leaves out b: no such validation events" in text
+
+
+def test_weights_that_count_are_read_beside_those_that_the_job_defines(tmp_path: Path) -> None:
+    rows = {f"validation_{name}": values for name, values in evaluation(TASKS["binary"], 10, 1).items()}
+    write_rows(tmp_path / "evaluation.npz", rows)
+    plain = Answers.read(tmp_path, "validation")
+    np.testing.assert_array_equal(plain.weight, plain.expected)
+    rows["validation_used_weight"] = 2 * rows["validation_weight"]
+    write_rows(tmp_path / "evaluation.npz", rows)
+    both = Answers.read(tmp_path, "validation")
+    np.testing.assert_array_equal(both.weight, 2 * both.expected)
 
 
 def test_names_are_text_and_not_html(report: tuple[str, Path]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ class Answers:
     Attributes:
         prediction: ``(events, outputs)``.
         y: Class numbers ``(events,)``, or targets.
-        weight: Weights, as read ``(events,)``.
+        weight: Weights that count, as in training and in all scores ``(events,)``.
         dataset: Index of each event's dataset ``(events,)``.
         events: How many there were, of which these are some.
+        defined: Weights as the job defines them: events expected ``(events,)``; None for ``weight``.
+        inputs: Values by column of the first of these events: the most important inputs.
     """
 
     prediction: npt.NDArray[np.float32]
@@ -29,14 +32,48 @@ class Answers:
     weight: npt.NDArray[np.float32]
     dataset: npt.NDArray[np.int32]
     events: int
+    defined: npt.NDArray[np.float32] | None = None
+    inputs: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether these are all events."""
+        return len(self.y) >= self.events
+
+    @property
+    def expected(self) -> npt.NDArray[np.float32]:
+        """Weights in events expected."""
+        return self.weight if self.defined is None else self.defined
 
     @classmethod
     def read(cls, package: Path, part: str) -> Answers:
         """Read those of ``validation`` or ``training`` from a package."""
         with np.load(package / "evaluation.npz") as arrays:
-            names = ("prediction", "y", "weight", "dataset", "events")
+            names = ("prediction", "y", "dataset")
             values: dict[str, Any] = {name: arrays[f"{part}_{name}"] for name in names}
-        return cls(**{**values, "events": int(values["events"])})
+            defined, used = f"{part}_weight", f"{part}_used_weight"
+            columns = arrays.get(f"{part}_columns", ())
+            inputs = {str(name): arrays[f"{part}_inputs"][:, place] for place, name in enumerate(columns)}
+            return cls(
+                **values,
+                weight=arrays[used if used in arrays else defined],
+                events=int(arrays[f"{part}_events"]),
+                defined=arrays[defined],
+                inputs=inputs,
+            )
+
+    def taken(self, count: int) -> Answers:
+        """Return the first of these events."""
+        few = slice(count)
+        return Answers(
+            self.prediction[few],
+            self.y[few],
+            self.weight[few],
+            self.dataset[few],
+            self.events,
+            self.expected[few],
+            {name: values[few] for name, values in self.inputs.items()},
+        )
 
     def choice(self, task: Task) -> npt.NDArray[np.int64]:
         """Return the class that each event is taken for."""

@@ -1,4 +1,7 @@
-"""Numbers of a report: curves, tests and tables, of weighted events; arrays in, arrays out."""
+"""Numbers of a report: curves, tests and tables, of weighted events; arrays in, arrays out.
+
+Weights may be negative: every sum is of the weights as they are given.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from mlaas_ray.training.metrics import area_under
 
 Array = npt.NDArray[np.float64]
 
@@ -40,20 +45,20 @@ def effective(weight: npt.ArrayLike) -> float:
 
 
 def roc(score: npt.ArrayLike, signal: npt.NDArray[np.bool_], weight: npt.ArrayLike) -> Roc | None:
-    """Return the ROC curve of weighted scores; None without events of both kinds.
+    """Return the ROC curve of weighted scores; None unless the weights of both kinds come to more than 0.
 
     The error of the area is that of Hanley and McNeil, Radiology 143 (1982) 29, with effective numbers.
     """
     s, w = np.asarray(score, np.float64), np.asarray(weight, np.float64)
     order = np.argsort(-s, kind="stable")
     s, w, signal = s[order], w[order], signal[order]
-    last = np.append(s[1:] != s[:-1], True)
+    last = np.append(s[1:] != s[:-1], True)[: len(s)]
     passed, through = np.cumsum(np.where(signal, w, 0.0)), np.cumsum(np.where(signal, 0.0, w))
-    total, rest = passed[-1] if len(s) else 0.0, through[-1] if len(s) else 0.0
-    if total <= 0 or rest <= 0:
+    tpr, fpr = np.append(0.0, passed[last]), np.append(0.0, through[last])
+    area = area_under(np.diff(fpr)[::-1], np.diff(tpr)[::-1])
+    if area is None:
         return None
-    tpr, fpr = np.append(0.0, passed[last] / total), np.append(0.0, through[last] / rest)
-    area = float(np.trapezoid(tpr, fpr))
+    tpr, fpr = tpr / tpr[-1], fpr / fpr[-1]
     n_signal, n_background = effective(w[signal]), effective(w[~signal])
     clipped = np.clip(tpr, 0.0, 1.0)  # weights may be negative
     error = np.sqrt(clipped * (1 - clipped) / n_signal)
@@ -103,11 +108,11 @@ class Calibration:
     """Whether probabilities mean what they say.
 
     Attributes:
-        predicted: Mean prediction of each bin with events.
-        observed: Share of signal among them.
+        predicted: Mean prediction of each bin whose weights come to more than 0.
+        observed: Share of signal among its events.
         error: Standard error of that.
-        brier: Mean squared distance of prediction and truth.
-        expected_error: Mean distance of prediction and share, by bin.
+        brier: Mean squared distance of prediction and truth; NaN unless all weights come to more than 0.
+        expected_error: Mean distance of prediction and share, by bin; all bins count.
     """
 
     predicted: Array
@@ -121,28 +126,104 @@ def calibration(
     score: npt.ArrayLike, signal: npt.NDArray[np.bool_], weight: npt.ArrayLike, bins: int = 15
 ) -> Calibration:
     """Compare predicted probabilities with what came, in bins of equally many events."""
-    s, w = np.asarray(score, np.float64), np.maximum(np.asarray(weight, np.float64), 0.0)
+    s, w = np.asarray(score, np.float64), np.asarray(weight, np.float64)
     edges = np.unique(np.quantile(s, np.linspace(0, 1, bins + 1))) if len(s) else np.zeros(1)
     place = np.clip(np.searchsorted(edges, s, side="right") - 1, 0, max(0, len(edges) - 2))
     count = max(1, len(edges) - 1)
-    sums = np.bincount(place, w, count)
-    there = sums > 0
-    sums = sums[there]
-    predicted = np.bincount(place, w * s, count)[there] / sums
-    observed = np.bincount(place, w * signal, count)[there] / sums
-    n = sums**2 / np.bincount(place, w**2, count)[there]
-    error = np.sqrt(np.clip(observed * (1 - observed), 0.25 / n, None) / n)
-    total = float(w.sum()) or 1.0
+    sums, squares = np.bincount(place, w, count), np.bincount(place, w**2, count)
+    promised, came = np.bincount(place, w * s, count), np.bincount(place, w * signal, count)
+    total = float(w.sum()) if w.sum() > 0 else math.nan
     brier = float(w @ (s - signal) ** 2) / total
-    return Calibration(predicted, observed, error, brier, float(sums @ np.abs(predicted - observed)) / total)
+    expected_error = float(np.abs(promised - came).sum()) / total
+    there = sums > 0
+    observed = np.divide(came, sums, out=np.zeros_like(sums), where=there)
+    spread = np.sqrt(np.bincount(place, w**2 * (signal - observed[place]) ** 2, count))
+    # at least that of half an event
+    error = np.maximum(spread[there], 0.5 * squares[there] / sums[there]) / sums[there]
+    return Calibration(promised[there] / sums[there], observed[there], error, brier, expected_error)
 
 
 def confusion(truth: npt.ArrayLike, choice: npt.ArrayLike, weight: npt.ArrayLike, classes: int) -> Array:
     """Return the share of each true class (rows) that was taken for each class (columns)."""
-    cells = np.asarray(truth, np.int64) * classes + np.asarray(choice, np.int64)
-    matrix = np.bincount(cells, np.asarray(weight, np.float64), classes**2).reshape(classes, classes)
+    matrix = _taken(truth, choice, weight, classes)
     totals = matrix.sum(axis=1, keepdims=True)
     return np.asarray(np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0))
+
+
+def purities(truth: npt.ArrayLike, choice: npt.ArrayLike, weight: npt.ArrayLike, classes: int) -> Array:
+    """Return what share of the events taken for each class is of it; NaN where none is taken for it."""
+    matrix = _taken(truth, choice, weight, classes)
+    totals = matrix.sum(axis=0)
+    return np.asarray(np.divide(np.diag(matrix), totals, out=np.full(classes, np.nan), where=totals > 0))
+
+
+def _taken(truth: npt.ArrayLike, choice: npt.ArrayLike, weight: npt.ArrayLike, classes: int) -> Array:
+    cells = np.asarray(truth, np.int64) * classes + np.asarray(choice, np.int64)
+    found: Array = np.bincount(cells, np.asarray(weight, np.float64), classes**2).astype(np.float64)
+    return found.reshape(classes, classes)
+
+
+def moments(values: npt.ArrayLike, weight: npt.ArrayLike) -> tuple[float, float]:
+    """Return weighted mean and standard deviation; NaN where the weights do not define them."""
+    v, w = np.asarray(values, np.float64), np.asarray(weight, np.float64)
+    total = float(w.sum())
+    if not total > 0:
+        return math.nan, math.nan
+    mean = float(w @ v) / total
+    variance = float(w @ (v - mean) ** 2) / total
+    return mean, math.sqrt(variance) if variance >= 0 else math.nan
+
+
+def correlations(columns: npt.ArrayLike, weight: npt.ArrayLike) -> Array:
+    """Return weighted linear correlations of columns ``(events, columns)``, each where both are finite.
+
+    NaN where one of them does not vary.
+    """
+    x, w = np.asarray(columns, np.float64), np.asarray(weight, np.float64)
+    there = np.isfinite(x)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # about their means, which changes nothing but digits
+        x = np.where(there, x - (w @ np.where(there, x, 0.0)) / (w @ there), 0.0)
+        weighted, seen = w[:, None] * x, there.astype(np.float64)
+        n = (w[:, None] * seen).T @ seen
+        first, second = weighted.T @ seen / n, (weighted * x).T @ seen / n
+        spread = np.sqrt((second - first**2) * (second - first**2).T)
+        return np.asarray((weighted.T @ x / n - first * first.T) / spread)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Weighted mean of a number in bins of another.
+
+    Attributes:
+        edges: Of the bins ``(bins + 1,)``.
+        mean: Of the events in each; NaN where their weights do not come to more than 0.
+        error: Standard error of it.
+    """
+
+    edges: Array
+    mean: Array
+    error: Array
+
+
+def profile(at: npt.ArrayLike, values: npt.ArrayLike, weight: npt.ArrayLike, edges: Array) -> Profile:
+    """Return the mean of values in bins of another number; what lies outside the edges is left out."""
+    a, v, w = (np.asarray(array, np.float64) for array in (at, values, weight))
+    count = len(edges) - 1
+    place = np.searchsorted(edges, a, side="right") - 1
+    place[a == edges[-1]] = count - 1
+    inside = (place >= 0) & (place < count)
+    place, v, w = place[inside], v[inside], w[inside]
+    sums = np.bincount(place, w, count)
+    sums = np.where(sums > 0, sums, np.nan)
+    mean = np.bincount(place, w * v, count) / sums
+    return Profile(edges, mean, np.sqrt(np.bincount(place, w**2 * (v - mean[place]) ** 2, count)) / sums)
+
+
+def significances(curve: Roc, signal: float, background: float) -> Array:
+    """Return S/√(S+B) at each threshold of a ROC curve, for so much expected signal and background."""
+    s, b = signal * curve.tpr, background * curve.fpr
+    return np.where(s + b > 0, s / np.sqrt(np.where(s + b > 0, s + b, 1.0)), 0.0)
 
 
 def best_cut(curve: Roc, signal: float, background: float) -> tuple[float, float]:
@@ -153,8 +234,6 @@ def best_cut(curve: Roc, signal: float, background: float) -> tuple[float, float
         signal: Expected signal events before the cut.
         background: Expected background events.
     """
-    s, b = signal * curve.tpr, background * curve.fpr
-    with np.errstate(invalid="ignore", divide="ignore"):
-        significance = np.where(s + b > 0, s / np.sqrt(s + b), 0.0)
+    significance = significances(curve, signal, background)
     best = int(np.argmax(significance))
     return float(curve.threshold[best]), float(significance[best])

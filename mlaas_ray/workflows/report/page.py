@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,7 +17,7 @@ from mlaas_ray.core.task import Task
 from mlaas_ray.streaming import Census
 from mlaas_ray.workflows.job import Job
 from mlaas_ray.workflows.report.answers import Answers
-from mlaas_ray.workflows.report.numbers import best_cut, effective, roc
+from mlaas_ray.workflows.report.numbers import best_cut, confusion, effective, purities, roc
 
 _NAMES = {
     "auc": "AUC",
@@ -71,13 +72,17 @@ def page_of(
     kind = {"binary": "two classes", "multiclass": f"{task.classes} classes", "regression": "regression"}
     body = [
         f"<h1>{escape(job.name)}</h1>",
-        f'<p class="sub">{escape(job.framework)}, {kind[task.kind]}: {escape(", ".join(task.names))}</p>',
+        f'<p class="sub">{escape(job.framework)}, {kind[task.kind]}: {escape(", ".join(task.names))}; '
+        f"{time.strftime('%Y-%m-%d %H:%M')}, mlaas-ray {__version__}</p>",
         _tiles(metrics, features),
+        _left_out(metrics["validation"], task),
         "<h2>Events</h2>",
         _events(census, task),
     ]
     if task.kind == "binary":
         body += ["<h2>Yields</h2>", _yields(census, task, judged)]
+    if task.classes:
+        body += ["<h2>Classes</h2>", _classes(task, judged)]
     for picture in pictures:
         body.append(
             f"<h2>{escape(picture.title)}</h2><figure>"
@@ -98,7 +103,7 @@ def page_of(
 
 def _tiles(metrics: dict[str, Any], features: FeatureSpec) -> str:
     judged = metrics["validation"]
-    values = {_NAMES[key]: f"{judged[key]:.4f}" for key in _NAMES if key in judged}
+    values = {_NAMES[key]: f"{judged[key]:.4f}" for key in _NAMES if judged.get(key) is not None}
     values |= {
         "epochs": str(len(metrics["history"])),
         "columns": f"{features.width:,}",
@@ -109,6 +114,33 @@ def _tiles(metrics: dict[str, Any], features: FeatureSpec) -> str:
         values["best epoch"] = f"{metrics['best_epoch']:.0f}"
     tiles = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
     return f'<dl class="tiles">{"".join(tiles)}</dl>'
+
+
+def _left_out(judged: dict[str, Any], task: Task) -> str:
+    """Say which weights count, and what the score leaves out."""
+    text = "Scores are of all validation events, with the weights of training."
+    if judged.get("without"):
+        names = ", ".join(judged["without"])
+        what = "no such validation events, or their weights are not more than 0"
+        what = what if task.classes else "it does not vary in the validation events"
+        text += f" The {_NAMES[task.score]} leaves out {names}: {what}."
+    return f"<p>{escape(text)}</p>"
+
+
+def _classes(task: Task, judged: Answers) -> str:
+    """Return what became of each class's events when each is taken for the most probable class."""
+    truth, choice = judged.y, judged.choice(task)
+    efficiency = np.diag(confusion(truth, choice, judged.weight, task.classes))
+    purity = purities(truth, choice, judged.weight, task.classes)
+    rows = []
+    for number, name in enumerate(task.names):
+        own = judged.y == number
+        there = float(judged.weight[own].sum()) > 0
+        numbers = [efficiency[number] if there else np.nan, purity[number]]
+        told = ["" if np.isnan(one) else f"{one:.4f}" for one in numbers]
+        rows.append([name, f"{int(own.sum()):,}", *told])
+    table = _table(["class", "validation events", "efficiency (recall)", "purity (precision)"], rows)
+    return table + "<p>Each event is taken for its most probable class; weights of training.</p>"
 
 
 def _events(census: Census, task: Task) -> str:
@@ -136,7 +168,8 @@ def _events(census: Census, task: Task) -> str:
 
 def _yields(census: Census, task: Task, judged: Answers) -> str:
     """Return what is expected of all events, before and after the best cut on the score."""
-    curve = roc(judged.prediction[:, 0], judged.y > 0.5, judged.weight)
+    weight = judged.expected
+    curve = roc(judged.prediction[:, 0], judged.y > 0.5, weight)
     counts = census.classes(2)
     if curve is None:
         return "<p>There are no events of both classes.</p>"
@@ -144,12 +177,12 @@ def _yields(census: Census, task: Task, judged: Answers) -> str:
     rows = []
     for number, dataset in enumerate(census.datasets):
         own = judged.dataset == number
-        before = float(judged.weight[own].sum())
+        before = float(weight[own].sum())
         passed = own & (judged.prediction[:, 0] >= cut)
-        share = float(judged.weight[passed].sum()) / before if before else 0.0
+        share = float(weight[passed].sum()) / before if before else 0.0
         total = dataset.total
         # of the share, which the validation events tell, and of the sum of all
-        counted = effective(judged.weight[own]) or 1.0
+        counted = effective(weight[own]) or 1.0
         clipped = min(1.0, max(0.0, share))  # weights may be negative
         error = np.sqrt(total.weight**2 * clipped * (1 - clipped) / counted + clipped**2 * total.squares)
         rows.append(
@@ -163,7 +196,7 @@ def _yields(census: Census, task: Task, judged: Answers) -> str:
     table = _table(["dataset", "before", f"score ≥ {cut:.3f}", "share"], rows)
     return (
         table + f"<p>At this cut S/√(S+B) is largest: {significance:.3g}. Shares are those of the "
-        "validation events, the sums those of all events.</p>"
+        "validation events, the sums those of all events, with the weights as the job defines them.</p>"
     )
 
 
