@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -117,6 +118,7 @@ def compare(
     *,
     address: str | None = None,
     progress: bool | None = None,
+    on_stage: Callable[[str], None] = lambda what: None,
 ) -> Comparison:
     """Ask two models about the same held-out events, each on columns of its own.
 
@@ -127,16 +129,21 @@ def compare(
             or, where there is none, of the validation part.
         address: Ray cluster.
         progress: Whether to show a bar.
+        on_stage: Called with what begins and takes seconds, and with nothing when that ended.
 
     Raises:
         PackageError: When a package does not say what it answers, or they answer different questions.
         DataError: Naming the file, tree and branch that cannot be used.
     """
     task = _common_task(first, second)
+    on_stage("looking for the files")
     samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
+    on_stage("starting Ray")
     with connected(address):
+        on_stage("")
         samples = summed(job, samples)
-        answers = [_answers(package, task, samples, job, progress) for package in (first, second)]
+        answers = [_answers(package, task, samples, job, progress, on_stage) for package in (first, second)]
+    on_stage("resampling the events")
     one, other = (_ordered(answer) for answer in answers)
     if len(one["entry"]) != len(other["entry"]) or any((one[n] != other[n]).any() for n in _IDS):
         raise JobError(
@@ -229,7 +236,12 @@ def _common_task(first: ModelPackage, second: ModelPackage) -> Task:
 
 
 def _answers(
-    package: ModelPackage, task: Task, samples: Any, job: Job, progress: bool | None
+    package: ModelPackage,
+    task: Task,
+    samples: Any,
+    job: Job,
+    progress: bool | None,
+    on_stage: Callable[[str], None],
 ) -> dict[str, Array]:
     """Ask one model, in tasks that read and answer."""
     found = first_pass(
@@ -246,7 +258,9 @@ def _answers(
     ask = ray.remote(max_calls=1)(_ask)
     shared = ray.put(events)
     waiting = [ask.remote(shared, list(blocks[number::tasks]), str(package.path)) for number in range(tasks)]
+    on_stage(f"asking the model in {package.path}")
     parts = [part for part in ray.get(waiting) if part]
+    on_stage("")
     names = ("prediction", "y", "weight", *_IDS)
     if not parts:
         return {name: np.empty(0) for name in names}

@@ -47,6 +47,7 @@ class Hooks:
     """What is told of a training while it goes on.
 
     Attributes:
+        on_stage: Called with what begins and takes seconds: ``starting Ray``; with nothing when that ended.
         on_run: Called with the run's folder, once it is known.
         on_first_pass: Called with what the first pass found.
         on_census: Called with how many events of what there are.
@@ -54,6 +55,7 @@ class Hooks:
         on_epoch: Called after each epoch.
     """
 
+    on_stage: Callable[[str], None] | None = None
     on_run: Callable[[RunFolder], None] | None = None
     on_first_pass: Callable[[FirstPass], None] | None = None
     on_census: Callable[[Census], None] | None = None
@@ -135,8 +137,11 @@ def _run(
 ) -> ModelPackage:
     """Train in a run's folder, from its last checkpoint if there is one."""
     # a name that matches nothing is told before a cluster is started
+    _tell(hooks.on_stage, "looking for the files")
     samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
+    _tell(hooks.on_stage, "starting Ray")
     with connected(address):
+        _tell(hooks.on_stage, "")
         samples = summed(job, samples)
         found = first_pass(
             samples,
@@ -153,6 +158,7 @@ def _run(
         task = kept_task(run, first) or task_of(job, census)
         begin(job, run, found, census, task, first)
         _tell(hooks.on_run, run)
+        _tell(hooks.on_stage, "starting the workers")
         with recorded(found, job, run) as record, logged(run) as logs:
 
             def on_epoch(report: EpochReport) -> None:
@@ -161,6 +167,7 @@ def _run(
 
             trained = _trained(job, found, census, task, record, run, hooks, on_epoch)
             logs.complete(trained.metrics["history"])
+    _tell(hooks.on_stage, "drawing the report and packaging the model")
     return _packaged(job, run, found, census, task, trained)
 
 
