@@ -9,11 +9,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Column, Table
 
-from mlaas_ray.cli.output import Json, command, emit, err, out
+from mlaas_ray.cli.completion import served_names
+from mlaas_ray.cli.output import Json, command, emit, err, facts, number, say, table
 from mlaas_ray.core.errors import JobError, ServiceError
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ def bench(
             "-m",
             metavar="NAME[:VERSION]",
             help="The model; repeatable, asked in turn; may be left out when there is one.",
+            autocompletion=served_names,
         ),
     ] = None,
     concurrency: Annotated[
@@ -245,62 +245,55 @@ class _Bar:
 
 
 def _print(document: dict[str, Any], report: LoadReport) -> None:
-    for line in _tables(document, report):
-        out.print(line)
+    _tables(document, report)
     if report.client_busy > _BUSY:
-        _note(f"the generator took {report.client_busy:.0%} of a processor: it may be what was measured")
+        say(f"the generator took {report.client_busy:.0%} of a processor: it may be what was measured")
     if report.unsent:
-        _note(
+        say(
             f"{report.unsent:,} requests were due and never sent: "
             f"the service did not keep up, or --concurrency is too small for --rate"
         )
 
 
-def _tables(document: dict[str, Any], report: LoadReport) -> list[Table]:
+def _tables(document: dict[str, Any], report: LoadReport) -> None:
     loop = f"{document['rate']:g} requests/s" if document["rate"] else "closed loop"
-    title = (
-        f"{', '.join(document['models'])}: {document['protocol']}, {document['rows_per_request']} rows a "
-        f"request, {document['concurrency']} connections, {loop}, {report.seconds:g} s"
-    )
-    table = Table(*_columns("req/s", "rows/s", "requests", "refused", "errors"), title=title, box=SIMPLE)
     errors = sum(report.errors.values())
-    table.add_row(
-        *(f"{value:,.0f}" for value in (report.req_s, report.rows_s)),
-        *(f"{value:,}" for value in (report.requests, report.refused, errors)),
+    rates = [f"{value:,.0f}" for value in (report.req_s, report.rows_s)]
+    how = [
+        f"{document['protocol']}, {document['rows_per_request']} rows a request",
+        f"{document['concurrency']} connections",
+        loop,
+        f"{report.seconds:g} s",
+    ]
+    table(
+        [number(head) for head in ("req/s", "rows/s", "requests", "refused", "errors")],
+        [[*rates, *(f"{value:,}" for value in (report.requests, report.refused, errors))]],
+        title=f"{', '.join(document['models'])}: {', '.join(how)}",
     )
-    times = Table("ms", *_columns("p50", "p90", "p99", "p99.9", "max"), box=SIMPLE)
     latencies = (report.p50_ms, report.p90_ms, report.p99_ms, report.p999_ms, report.max_ms)
-    times.add_row("latency", *map(_ms, latencies))
+    times = [("latency", *map(_ms, latencies))]
     if document["rate"]:
         late = (report.behind_p50_ms, None, report.behind_p99_ms, None, report.behind_max_ms)
-        times.add_row("behind schedule", *map(_ms, late))
-    counts = Table(show_header=False, box=SIMPLE)
+        times.append(("behind schedule", *map(_ms, late)))
+    table(["ms", *(number(head) for head in ("p50", "p90", "p99", "p99.9", "max"))], times)
     statuses = ", ".join(f"{status}: {count:,}" for status, count in report.statuses.items())
-    kinds = ", ".join(f"{kind}: {count:,}" for kind, count in report.errors.items())
-    counts.add_row("statuses", statuses or "none")
-    if kinds:
-        counts.add_row("errors", f"[red]{kinds}[/]")
+    counts = [("statuses", statuses or "none")]
+    if report.errors:
+        counts.append(("errors", ", ".join(f"{kind}: {count:,}" for kind, count in report.errors.items())))
     if found := document["check"]:
-        counts.add_row(
-            "check",
-            f"{found['answers']:,} answers, {found['wrong']:,} wrong, largest difference "
-            f"{found['largest_difference']:.2g}, {found['distinct']} different references",
+        counts.append(
+            (
+                "check",
+                f"{found['answers']:,} answers, {found['wrong']:,} wrong, largest difference "
+                f"{found['largest_difference']:.2g}, {found['distinct']} different references",
+            )
         )
-    counts.add_row("bytes", f"{report.sent_bytes:,} sent, {report.received_bytes:,} received")
+    counts.append(("bytes", f"{report.sent_bytes:,} sent, {report.received_bytes:,} received"))
     if report.client_cpu_us is not None:
-        counts.add_row(
-            "generator", f"{report.client_cpu_us:g} µs CPU a request, {report.client_busy:.0%} busy"
-        )
-    return [table, times, counts]
-
-
-def _columns(*names: str) -> list[Column]:
-    return [Column(name, justify="right") for name in names]
+        busy = f"{report.client_cpu_us:g} µs CPU a request, {report.client_busy:.0%} busy"
+        counts.append(("generator", busy))
+    facts(counts)
 
 
 def _ms(value: float | None) -> str:
     return "" if value is None else f"{value:,.2f}"
-
-
-def _note(text: str) -> None:
-    err.print(text, highlight=False, soft_wrap=True)

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from mlaas_ray.cli.output import Address, Json, command, emit, out
+from mlaas_ray.cli.completion import model_names
+from mlaas_ray.cli.output import Address, Json, command, emit, number, table, tell
 from mlaas_ray.cli.train import Set, Where
+from mlaas_ray.cli.training import Display
 from mlaas_ray.core.package import ModelPackage
 
-Named = Annotated[str, typer.Argument(metavar="NAME[:VERSION]|FOLDER", show_default=False)]
+Named = Annotated[
+    str, typer.Argument(metavar="NAME[:VERSION]|FOLDER", show_default=False, autocompletion=model_names)
+]
 
 
 @command
@@ -36,28 +39,32 @@ def compare(
     are those of a bootstrap; as both models see the same events, that of the difference is the smaller one.
 
         mlaas compare higgs:3 higgs:4 --data job.yaml
-        mlaas compare higgs:production runs/higgs-20261126-101500-ab12/package --data job.yaml
+        mlaas compare higgs:production runs/higgs-1/package --data job.yaml
     """
-    from mlaas_ray.workflows import Job
-    from mlaas_ray.workflows import compare as run
+    with Display() as display:
+        from mlaas_ray.workflows import Job
+        from mlaas_ray.workflows import compare as run
 
-    job = Job.load(data, changes or [])
-    packages = [_found(name, job, repository) for name in (first, second)]
-    found = run(packages[0], packages[1], job, address=address)
+        job = Job.load(data, changes or [])
+        packages = [_found(name, job, repository) for name in (first, second)]
+        found = run(packages[0], packages[1], job, address=address, on_stage=display.begins)
     if json:
         emit({"first": first, "second": second, **found.document()})
         return
-    table = Table("", first, second, "difference", "p")
-    for name, measure in (("AUC" if found.name == "auc" else "R²", found.score), ("loss", found.loss)):
-        table.add_row(
-            name,
-            f"{measure.first:.4f} ± {measure.first_error:.4f}",
-            f"{measure.second:.4f} ± {measure.second_error:.4f}",
-            f"{measure.difference:+.4f} ± {measure.error:.4f}",
-            f"{measure.p_value:.2g}",
-        )
-    out.print(table)
-    out.print(found.sentence(first, second), highlight=False, soft_wrap=True)
+    table(
+        ["", first, second, "difference", number("p")],
+        [
+            (
+                name,
+                f"{measure.first:.4f} ± {measure.first_error:.4f}",
+                f"{measure.second:.4f} ± {measure.second_error:.4f}",
+                f"{measure.difference:+.4f} ± {measure.error:.4f}",
+                f"{measure.p_value:.2g}",
+            )
+            for name, measure in (("AUC" if found.name == "auc" else "R²", found.score), ("loss", found.loss))
+        ],
+    )
+    tell(found.sentence(first, second))
 
 
 def _found(name: str, job: object, repository: Path | None) -> ModelPackage:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
-from mlaas_ray.cli.output import Address, Json, command, emit, err, out
+from mlaas_ray.cli.output import Address, Json, Stages, command, emit, number, say, table, tell
 from mlaas_ray.core.errors import JobError
 
 if TYPE_CHECKING:
     from mlaas_ray.core.inputs import Inputs
-    from mlaas_ray.streaming import FirstPass, ReadingSettings, Sample
+    from mlaas_ray.streaming import Census, FirstPass, ReadingSettings, Sample
     from mlaas_ray.workflows import Job
 
 # Files shown by name; --json has them all.
 FILES_SHOWN = 20
-# Columns of a terminal on which all numbers fit.
-WIDE = 130
 
 
 @command
@@ -92,63 +88,56 @@ def inspect(
     by a training, the answer comes at once.
 
         mlaas inspect data/signal.root --include 'Jet_*' --include MET_pt
-        mlaas inspect root://eospublic.cern.ch//eos/opendata/file.root --tree Events
-        mlaas inspect data/ --define 'HT=sum(Jet_pt)' --select 'nJet >= 2 and HT > 200' --plots plots
-        mlaas inspect 'das:/A/B/NANOAODSIM' --sample 0.01 --bad-files skip --missing drop
+        mlaas inspect root://eospublic.cern.ch//eos/file.root --tree Events
+        mlaas inspect data/ --define 'HT=sum(Jet_pt)' --select 'HT > 200'
+        mlaas inspect data/ --plots plots
+        mlaas inspect 'das:/A/B/NANOAODSIM' --sample 0.01 --bad-files skip
         mlaas inspect job.yaml
     """
     from mlaas_ray.streaming.cautions import cautions
-    from mlaas_ray.streaming.first_pass import prepare_call
 
     if no_cache:
         os.environ["MLAAS_CACHE"] = "off"
-    samples, inputs, reading, key, job = _asked(files, tree)
-    inputs = _changed(
-        inputs,
-        include=tuple(include) if include else None,
-        # a job's labels and weights stay out
-        exclude=(*inputs.exclude, *exclude) if exclude else None,
-        define={**inputs.define, **_definitions(define or [])} if define else None,
-        select=select,
-    )
-    reading = _changed(
-        reading,
-        nested=nested,
-        missing=missing,
-        bad_files=bad_files,
-        sample=sample,
-        redirectors=tuple(redirector) if redirector else None,
-    )
-    call = prepare_call(samples, inputs, reading=reading, key=key, everything=True)
-    found = call.remembered()
-    counted: tuple[Any, ...] = ()
-    if found is None or job is not None:
-        from mlaas_ray.streaming import take_census
-        from mlaas_ray.workflows import connected
-
-        with connected(address):
-            found = found or call.run()
-            if job is not None:
-                classes = [] if job.kind == "regression" else job.classes
-                census = take_census(found, reading=reading, classes=len(classes))
-                counted = (census, classes, job.split.parts)
-    warnings = cautions(found, *counted)
-    if json:
-        emit(document(found) | {"warnings": [warning.document() for warning in warnings]})
+    with Stages() as stage:
+        stage.spin("looking for the files")
+        job, samples, inputs, reading = _asked(files, tree)
+        inputs = _changed(
+            inputs,
+            include=tuple(include) if include else None,
+            # a job's labels and weights stay out
+            exclude=(*inputs.exclude, *exclude) if exclude else None,
+            define={**inputs.define, **_definitions(define or [])} if define else None,
+            select=select,
+        )
+        reading = _changed(
+            reading,
+            nested=nested,
+            missing=missing,
+            bad_files=bad_files,
+            sample=sample,
+            redirectors=tuple(redirector) if redirector else None,
+        )
+        found, census = _found(job, samples, inputs, reading, address, stage)
+    if job is None:
+        warnings = cautions(found)
     else:
-        _show(found)
+        classes = [] if job.kind == "regression" else job.classes
+        warnings = cautions(found, census, classes, job.split.parts)
+    if json:
+        counts = {} if census is None else {"census": census.document()}
+        emit(document(found) | counts | {"warnings": [warning.document() for warning in warnings]})
+    else:
+        _show(found, census)
         for warning in warnings:
-            _note(str(warning))
+            say(str(warning))
     if plots is not None:
         from mlaas_ray.streaming.plots import draw
 
         pages = draw(found, plots)
-        err.print(f"{len(pages)} pages of distributions in {plots}", highlight=False, soft_wrap=True)
+        say(f"{len(pages)} pages of distributions in {plots}")
 
 
-def _asked(
-    files: list[str], tree: str | None
-) -> tuple[list[Sample], Inputs, ReadingSettings, tuple[str, ...] | None, Job | None]:
+def _asked(files: list[str], tree: str | None) -> tuple[Job | None, list[Sample], Inputs, ReadingSettings]:
     """Return what a job file says, or the files that were named."""
     from mlaas_ray.core.inputs import Inputs
     from mlaas_ray.streaming import ReadingSettings, Sample
@@ -157,9 +146,44 @@ def _asked(
         from mlaas_ray.workflows import Job
 
         job = Job.load(files[0])
-        key = getattr(job.split, "key", None)
-        return job.samples({}), job.wanted, job.reading, None if key is None else tuple(key), job
-    return [Sample(files, tree)], Inputs(), ReadingSettings(), None, None
+        return job, job.samples({}), job.wanted, job.reading
+    return None, [Sample(files, tree)], Inputs(), ReadingSettings()
+
+
+def _found(
+    job: Job | None,
+    samples: list[Sample],
+    inputs: Inputs,
+    reading: ReadingSettings,
+    address: str | None,
+    stage: Stages,
+) -> tuple[FirstPass, Census | None]:
+    """Return what the first pass finds, and how many events pass each cut; Ray is started if it must be."""
+    from mlaas_ray.streaming.first_pass import prepare_call
+
+    key = None if job is None or job.split.key is None else tuple(job.split.key)
+    call = prepare_call(samples, inputs, reading=reading, key=key, everything=True)
+    found, census = call.remembered(), None
+    # a sample says nothing of the events that pass, and reading all is what it is to avoid
+    counted = (job is not None or inputs.select is not None) and reading.sample == 1
+    classes = 0 if job is None or job.kind == "regression" else job.class_count
+    if found is not None and counted:
+        from mlaas_ray.streaming.census import remembered_census
+
+        census = remembered_census(found, classes)
+    if found is None or (counted and census is None):
+        from mlaas_ray.streaming import take_census
+        from mlaas_ray.workflows import connected
+        from mlaas_ray.workflows.sums import summed
+
+        stage.spin("starting Ray")
+        with connected(address):
+            stage.end()
+            found = found or call.run()
+            if counted:
+                known = found if job is None else replace(found, samples=tuple(summed(job, found.samples)))
+                census = take_census(known, reading=reading, classes=classes)
+    return found, census
 
 
 def _changed(settings: Any, **options: Any) -> Any:
@@ -213,77 +237,77 @@ def document(found: FirstPass) -> dict[str, Any]:
     }
 
 
-def _show(found: FirstPass) -> None:
-    console = Console(file=out.file, width=_width())
-    console.print(_files(found))
+def _show(found: FirstPass, census: Census | None) -> None:
+    table(
+        ["file", "tree", number("events"), number("clusters")],
+        [
+            (file.path, file.tree or "-", f"{file.entries:,}", f"{len(file.boundaries) - 1:,}")
+            for file in found.files[:FILES_SHOWN]
+        ],
+        title=f"{found.entries:,} events",
+        spare=["clusters"],
+    )
     if len(found.files) > FILES_SHOWN:
-        out.print(
-            f"… and {len(found.files) - FILES_SHOWN:,} more files; --json lists them all", highlight=False
-        )
-    console.print(_branches(found))
+        tell(f"… and {len(found.files) - FILES_SHOWN:,} more files; --json lists them all")
+    if census is not None:
+        _cut_flow(census)
+    _branches(found)
     if found.sampled < 1:
-        out.print(
+        tell(
             f"a sample: {found.sampled:.3g} of the clusters, {found.features.entries:,} events; "
-            "the ranges of all may be wider",
-            highlight=False,
-            soft_wrap=True,
+            "the ranges of all may be wider"
         )
     for name, paths in list(found.missing.items())[:10]:
-        _note(f"{name} is missing in {len(paths):,} of the files, such as {paths[0]}")
+        say(f"{name} is missing in {len(paths):,} of the files, such as {paths[0]}")
     for bad in found.skipped[:10]:
-        _note(f"skipped {bad.source.path}: {bad.reason}")
+        say(f"skipped {bad.source.path}: {bad.reason}")
     if len(found.skipped) > 10:
-        _note(f"… {len(found.skipped):,} skipped in all")
+        say(f"… {len(found.skipped):,} skipped in all")
     if found.left_out:
         names = ", ".join(f"{name} ({kind})" for name, kind in sorted(found.left_out.items())[:10])
         more = f" and {len(found.left_out) - 10} more" if len(found.left_out) > 10 else ""
-        _note(f"left out, not numeric: {names}{more}")
+        say(f"left out, not numeric: {names}{more}")
 
 
-def _note(text: str) -> None:
-    err.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _files(found: FirstPass) -> Table:
-    table = Table(
-        Column("file", overflow="fold"),
-        "tree",
-        *_numeric("events", "clusters"),
-        title=f"{found.entries:,} events",
-        box=SIMPLE,
+def _cut_flow(census: Census) -> None:
+    """Print how many events of each dataset are left after each cut."""
+    rows = []
+    for dataset in census.datasets:
+        before = dataset.entries
+        rows.append((dataset.name, "all events", f"{before:,}", "", ""))
+        for cut, left in zip(census.cuts, dataset.passed, strict=True):
+            step, whole = (f"{left / total:.1%}" if total else "-" for total in (before, dataset.entries))
+            rows.append(("", cut, f"{left:,}", step, whole))
+            before = left
+    table(
+        ["dataset", "cut", number("events"), number("of those before"), number("of all")],
+        rows,
+        title="\ncut flow",
     )
-    for file in found.files[:FILES_SHOWN]:
-        table.add_row(file.path, file.tree or "-", f"{file.entries:,}", f"{len(file.boundaries) - 1:,}")
-    return table
 
 
-def _branches(found: FirstPass) -> Table:
-    """Return a row for each branch; a narrow terminal gets the most telling numbers only."""
-    heads = ("min", "5 %", "median", "95 %", "max", "mean", "std")
-    shown = [0, 2, 4] if _width() < WIDE else range(len(heads))
-    table = Table(
-        Column("branch", no_wrap=True), Column("kind", no_wrap=True), *_numeric("columns"),
-        *_numeric(*(heads[i] for i in shown), "NaN", "missing"),
-        title=f"{found.features.width} columns", box=SIMPLE, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+def _branches(found: FirstPass) -> None:
+    """Print a row for each branch; a narrow terminal gets the most telling numbers only."""
+    heads = ("min", "5 %", "median", "95 %", "max", "mean", "std", "NaN", "missing")
+    rows = []
     for feature in found.features.features:
         seen = feature.statistics
         kind = f"jagged ≤ {feature.multiplicity}" if feature.kind == "jagged" else feature.kind
         numbers = ["-"] * len(heads)
-        if seen is not None and seen.count and seen.min is not None and seen.max is not None:
-            low, middle, high = (seen.quantiles[share] for share in (0.05, 0.5, 0.95))
-            numbers = [
-                f"{value:.4g}" for value in (seen.min, low, middle, high, seen.max, seen.mean, seen.std)
-            ]
-        counts = [f"{seen.nan + seen.infinite:,}", f"{seen.missing:,}"] if seen is not None else ["-", "-"]
-        table.add_row(feature.name, kind, str(len(feature.columns)), *(numbers[i] for i in shown), *counts)
-    return table
-
-
-def _numeric(*heads: str) -> list[Column]:
-    return [Column(head, justify="right", no_wrap=True) for head in heads]
-
-
-def _width() -> int:
-    """Return the columns of the terminal; what is written to a file or a pipe has room."""
-    return out.width if sys.__stdout__ is not None and sys.__stdout__.isatty() else 200
+        if seen is not None:
+            numbers[7:] = f"{seen.nan + seen.infinite:,}", f"{seen.missing:,}"
+            if seen.count and seen.min is not None and seen.max is not None:
+                low, middle, high = (seen.quantiles[share] for share in (0.05, 0.5, 0.95))
+                values = (seen.min, low, middle, high, seen.max, seen.mean, seen.std)
+                numbers[:7] = (f"{value:.4g}" for value in values)
+        rows.append((feature.name, kind, str(len(feature.columns)), *numbers))
+    # what is 0 of all branches tells least
+    empty = [
+        name for place, name in enumerate(heads) if place > 6 and all(r[3 + place] in "0-" for r in rows)
+    ]
+    table(
+        ["branch", Column("kind", no_wrap=True), *map(number, ("columns", *heads))],
+        rows,
+        title=f"\n{found.features.width} columns",
+        spare=[*empty, "std", "mean", "5 %", "95 %", "columns", "missing", "NaN"],
+    )

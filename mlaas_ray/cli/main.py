@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import typer
-
 from mlaas_ray.cli.bench import bench
 from mlaas_ray.cli.compare import compare
+from mlaas_ray.cli.help import App
 from mlaas_ray.cli.inspect import inspect
 from mlaas_ray.cli.materialize import materialize
 from mlaas_ray.cli.models import models_app
@@ -18,10 +17,8 @@ from mlaas_ray.cli.simulate import simulate
 from mlaas_ray.cli.train import train
 from mlaas_ray.cli.workflow import workflow
 
-app = typer.Typer(
+app = App(
     name="mlaas",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -33,14 +30,15 @@ def mlaas(version: Version = False) -> None:
 
     ROOT files, wherever they are, to a trained model, to predictions over HTTP:
 
-        [bold]mlaas inspect[/] data/*.root       what is in the files
-        [bold]mlaas materialize[/] job.yaml -o DIR   keep what a job selects
-        [bold]mlaas train[/] job.yaml            stream them, train, publish
-        [bold]mlaas compare[/] A B --data job.yaml   which of two models is better
-        [bold]mlaas serve[/]                     answer predictions
-        [bold]mlaas predict[/] NAME --event …    ask for one
+        [bold]mlaas inspect[/] data/*.root             what is in the files
+        [bold]mlaas materialize[/] job.yaml -o DIR     keep what a job selects
+        [bold]mlaas train[/] job.yaml                  stream them, train, publish
+        [bold]mlaas compare[/] A B --data job.yaml     which model is better
+        [bold]mlaas serve[/]                           answer predictions
+        [bold]mlaas predict[/] NAME --event …          ask for one
 
     New here? [bold]mlaas quickstart[/] does all of it on simulated events.
+    [bold]mlaas --install-completion[/] lets TAB complete commands, model names and job keys.
     """
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from mlaas_ray.cli.output import Address, Json, command, emit, out
+from mlaas_ray.cli.output import Address, Json, command, emit, facts, tell
 from mlaas_ray.cli.training import Display
 
 
@@ -29,24 +28,30 @@ def materialize(
         mlaas materialize job.yaml --output shards
         mlaas train shards/job.yaml
     """
-    from mlaas_ray.workflows import Job
-    from mlaas_ray.workflows.materialize import JOB, RECORD, materialize_job
+    with Display() as display:
+        from mlaas_ray.workflows import Job
+        from mlaas_ray.workflows.materialize import JOB, RECORD, materialize_job
 
-    record = materialize_job(Job.load(job), output, address=address, on_first_pass=Display().first_pass)
+        record = materialize_job(
+            Job.load(job),
+            output,
+            address=address,
+            on_stage=display.begins,
+            on_first_pass=display.first_pass,
+        )
     total = record["total"]
     if json:
         emit(
             {"output": str(output), "job": str(output / JOB), "record": str(output / RECORD), "total": total}
         )
         return
-    table = Table(show_header=False, box=None)
-    for name, value in (
-        ("entries planned", f"{total['planned']:,}"),
-        ("events written", f"{total['read']:,}"),
-        ("cut by the selection", f"{total['cut']:,}"),
-        ("skipped", f"{total['skipped']:,}"),
-        ("folder", str(output)),
-    ):
-        table.add_row(name, value)
-    out.print(table)
-    out.print(f"next: mlaas train {output / JOB}", highlight=False, soft_wrap=True)
+    facts(
+        [
+            ("entries planned", f"{total['planned']:,}"),
+            ("events written", f"{total['read']:,}"),
+            ("cut by the selection", f"{total['cut']:,}"),
+            ("skipped", f"{total['skipped']:,}"),
+            ("folder", str(output)),
+        ]
+    )
+    tell(f"next: mlaas train {output / JOB}")

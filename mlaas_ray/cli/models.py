@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column
 
-from mlaas_ray.cli.output import Json, command, emit, out
-from mlaas_ray.core.errors import MlaasError
+from mlaas_ray.cli.completion import SERVICE, model_names, served_names
+from mlaas_ray.cli.help import App
+from mlaas_ray.cli.output import Json, command, emit, err, facts, number, say, table, tell
+from mlaas_ray.core.errors import MlaasError, PackageError, RepositoryError, nearest
 
 if TYPE_CHECKING:
     from mlaas_ray.core.package import ModelPackage
     from mlaas_ray.repository import ModelVersion
 
-models_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+models_app = App()
 
 
 @models_app.callback()
 def models() -> None:
     """List, show, publish and delete models, in a folder or (with --url) at a running service.
 
-    mlaas models list
-    mlaas models show higgs:2
-    mlaas models publish runs/higgs --name higgs
-    mlaas models publish model.onnx --name higgs --url http://127.0.0.1:8083
-    mlaas models alias higgs:2 production
-    mlaas models delete higgs:1
-    mlaas models deploy higgs --replicas 1:8 --url http://127.0.0.1:8083
+        mlaas models list
+        mlaas models show higgs:2
+        mlaas models publish runs/higgs --name higgs
+        mlaas models publish model.onnx --url http://127.0.0.1:8083
+        mlaas models alias higgs:2 production
+        mlaas models delete higgs:1
+        mlaas models deploy higgs --replicas 1:8
+
+    The folder is ./models, or what MLAAS_REPOSITORY or --repository names.
     """
 
 
@@ -43,7 +47,11 @@ Url = Annotated[
 ]
 Model = Annotated[
     str,
-    typer.Argument(metavar="NAME[:VERSION]", help="The model, with a version or alias; alone, the newest."),
+    typer.Argument(
+        metavar="NAME[:VERSION]",
+        help="The model, with a version or alias; alone, the newest.",
+        autocompletion=model_names,
+    ),
 ]
 MODELS = Path("models")
 
@@ -57,27 +65,34 @@ def list_models(repository: Repo = MODELS, url: Url = None, json_line: Json = Fa
         emit({"models": models})
         return
     if not models:
-        where = url or repository
-        out.print(f"no models in {where}: publish one with mlaas models publish PACKAGE", highlight=False)
+        where = "" if url or repository.is_dir() else f" ({repository.absolute()} is not there yet)"
+        tell(f"no models in {url or repository}{where}: publish one with mlaas models publish PACKAGE")
         return
     # which runtime was chosen is known where the model runs
-    runtime = ["runtime", "a row, us"] if url else []
-    table = Table("model", "versions", "format", *runtime, "columns", "AUC", "created")
+    runtime: list[str | Column] = ["runtime", number("a row, us")] if url else []
+    rows = []
     for model in models:
         names: dict[int, list[str]] = {}
-        for alias, number in model["aliases"].items():
-            names.setdefault(number, []).append(alias)
-        numbers = ", ".join(
-            f"{number} ({', '.join(names[number])})" if number in names else str(number)
-            for number in model["versions"]
+        for alias, version in model["aliases"].items():
+            names.setdefault(version, []).append(alias)
+        versions = ", ".join(
+            f"{version} ({', '.join(names[version])})" if version in names else str(version)
+            for version in model["versions"]
         )
-        auc = "" if model["auc"] is None else f"{model['auc']:.4f}"
-        error = f"[red]{escape(model['error'])}[/]" if model["error"] else str(model["format"])
         chosen = [model["runtime"] or "", _microseconds(model["row_s"])] if url else []
-        table.add_row(
-            model["name"], numbers, error, *chosen, str(model["width"] or ""), auc, model["created"] or ""
+        auc = "" if model["auc"] is None else f"{model['auc']:.4f}"
+        kind = "damaged" if model["error"] else model["format"]
+        rows.append(
+            [model["name"], versions, kind, *chosen, model["width"] or "", auc, model["created"] or ""]
         )
-    out.print(table)
+    table(
+        ["model", "versions", "format", *runtime, number("columns"), number("AUC"), number("created")],
+        rows,
+        spare=["created", "format", "columns"],
+    )
+    for model in models:
+        if model["error"]:
+            say(f"{model['name']}: {model['error']}")
 
 
 @models_app.command()
@@ -88,17 +103,16 @@ def show(model: Model, repository: Repo = MODELS, url: Url = None, json_line: Js
     if json_line:
         emit(details)
         return
-    table = Table(show_header=False)
-    for name, value in details.items():
-        if value not in (None, "", [], {}):
-            table.add_row(name, escape(_shown(value)))
-    out.print(table)
+    facts(_summary(details))
+    if "path" in details:
+        tell(details["path"])
+    tell("--json prints all of it")
 
 
 @models_app.command()
 @command
 def publish(
-    package: Annotated[Path, typer.Argument(help="Folder that mlaas train wrote.")],
+    package: Annotated[Path, typer.Argument(help="A package, or the folder of the run that made it.")],
     name: Annotated[str | None, typer.Option(help="Publish under this name.")] = None,
     repository: Repo = MODELS,
     url: Url = None,
@@ -108,21 +122,22 @@ def publish(
 
     With --url also a SavedModel folder, an ONNX file, or a tar of one.
     """
+    package = _package_of(package)
     if url:
         from mlaas_ray.client import Client
 
         with Client(url) as client:
-            published, number = client.upload(package, name)
+            published, version = client.upload(package, name)
     else:
         from mlaas_ray.core.package import ModelPackage
         from mlaas_ray.repository import Repository
 
-        version = Repository(repository).publish(ModelPackage(package), name)
-        published, number = version.name, version.version
+        made = Repository(repository).publish(ModelPackage(package), name)
+        published, version = made.name, made.version
     if json_line:
-        emit({"name": published, "version": number})
+        emit({"name": published, "version": version})
     else:
-        out.print(f"published {published}:{number} in {url or repository}", highlight=False, soft_wrap=True)
+        tell(f"published {published}:{version} in {url or repository}")
 
 
 @models_app.command()
@@ -142,13 +157,24 @@ def alias(
     if json_line:
         emit({"name": version.name, "version": version.version, "alias": name})
     else:
-        out.print(f"{version.name}:{name} is {version}", highlight=False)
+        tell(f"{version.name}:{name} is {version}")
 
 
 @models_app.command()
 @command
-def delete(model: Model, repository: Repo = MODELS, url: Url = None, json_line: Json = False) -> None:
-    """Delete a version (NAME:VERSION), or all versions of a model (NAME)."""
+def delete(
+    model: Model,
+    repository: Repo = MODELS,
+    url: Url = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Also what an alias stands for.")] = False,
+    json_line: Json = False,
+) -> None:
+    """Delete a version (NAME:VERSION), or all versions of a model (NAME).
+
+    A version that an alias such as production stands for is deleted when you confirm it, or with --force.
+    """
+    if not force:
+        _confirm(model, _aliases(repository, url, model))
     if url:
         from mlaas_ray.client import Client
 
@@ -161,20 +187,22 @@ def delete(model: Model, repository: Repo = MODELS, url: Url = None, json_line: 
     if json_line:
         emit({"deleted": deleted})
     else:
-        out.print(f"deleted {', '.join(deleted)}", highlight=False)
+        tell(f"deleted {', '.join(deleted)}")
 
 
 Service = Annotated[
     str,
     typer.Option("--url", "-u", envvar="MLAAS_URL", help="The running service."),
 ]
-SERVICE = "http://127.0.0.1:8083"
+Served = Annotated[
+    str, typer.Argument(metavar="NAME", help="The model.", autocompletion=served_names, show_default=False)
+]
 
 
 @models_app.command()
 @command
 def deploy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
+    name: Served,
     replicas: Annotated[
         str, typer.Option(metavar="N|MIN:MAX", help="How many; 0:N lets the last one go when nobody asks.")
     ] = "1",
@@ -198,13 +226,13 @@ def deploy(
     if json_line:
         emit({"deployments": deployed})
     else:
-        out.print(f"{name} has replicas of its own ({replicas}) at {url}", highlight=False, soft_wrap=True)
+        tell(f"{name} has replicas of its own ({replicas}) at {url}")
 
 
 @models_app.command()
 @command
 def withdraw(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The model.")],
+    name: Served,
     url: Service = SERVICE,
     json_line: Json = False,
 ) -> None:
@@ -216,7 +244,7 @@ def withdraw(
     if json_line:
         emit({"withdrawn": name})
     else:
-        out.print(f"{name} has no replicas of its own any more", highlight=False)
+        tell(f"{name} has no replicas of its own any more")
 
 
 @models_app.command()
@@ -231,22 +259,83 @@ def deployments(url: Service = SERVICE, json_line: Json = False) -> None:
         emit({"deployments": found})
         return
     if not found:
-        out.print("all models share the same replicas: see mlaas models deploy", highlight=False)
+        tell("all models share the same replicas: see mlaas models deploy")
         return
-    table = Table("model", "replicas", "fewest", "most", "CPUs", "GPUs")
-    for each in found:
-        wanted = each["wanted"]
-        scale = wanted["replicas"]
-        row = [
-            each["model"],
-            each["replicas"],
-            scale["fewest"],
-            scale["most"],
-            wanted["cpus"],
-            wanted["gpus"],
-        ]
-        table.add_row(*map(str, row))
-    out.print(table)
+    table(
+        ["model", *(number(head) for head in ("replicas", "fewest", "most", "CPUs", "GPUs"))],
+        [
+            (
+                each["model"],
+                each["replicas"],
+                each["wanted"]["replicas"]["fewest"],
+                each["wanted"]["replicas"]["most"],
+                each["wanted"]["cpus"],
+                each["wanted"]["gpus"],
+            )
+            for each in found
+        ],
+    )
+
+
+def _package_of(path: Path) -> Path:
+    """Return the package that is meant by a folder: itself, its run's, or that of the only run below it.
+
+    Also by the beginning of a run's name: ``runs/higgs`` of ``runs/higgs-20261126-101500-ab12``.
+
+    Raises:
+        PackageError: When it is a run without a package, or there are several; they are named.
+    """
+    from mlaas_ray.core.package import MANIFEST
+
+    if path.is_file() or (path / MANIFEST).exists():
+        return path
+    for pattern in (f"package/{MANIFEST}", f"*/package/{MANIFEST}", f"../{path.name}-*/package/{MANIFEST}"):
+        where, pattern = (path.parent, pattern[3:]) if pattern.startswith("..") else (path, pattern)
+        found = sorted((file.parent for file in where.glob(pattern)), reverse=True)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            shown = ", ".join(map(str, found[:5])) + (f", … ({len(found)} in all)" if len(found) > 5 else "")
+            raise PackageError(f"{path} has {len(found)} packages", f"Name one, the newest first: {shown}")
+    if not path.exists():
+        raise PackageError(
+            f"there is no {path}", nearest(path.name, (one.name for one in path.parent.glob("*")))
+        )
+    if (path / "job.yaml").exists():
+        raise PackageError(
+            f"the run {path} has no package, as its training has not ended",
+            f"Go on with it: mlaas train --resume {path}",
+        )
+    return path
+
+
+def _aliases(repository: Path, url: str | None, model: str) -> list[str]:
+    """Return the aliases that would go with what is to be deleted."""
+    from mlaas_ray.repository import ModelVersion, Repository
+
+    name, reference = ModelVersion.parse(model)
+    known: dict[str, int]
+    if url:
+        from mlaas_ray.client import Client
+
+        with Client(url) as client:
+            known = next((one.get("aliases", {}) for one in client.models() if one["name"] == name), {})
+        version = known.get(reference, 0) if isinstance(reference, str) else reference
+    else:
+        folder = Repository(repository)
+        known, version = folder.aliases(name), None if reference is None else folder.find(model).version
+    return [alias for alias, number in known.items() if version in (None, number)]
+
+
+def _confirm(model: str, aliases: list[str]) -> None:
+    if not aliases:
+        return
+    name = model.partition(":")[0]
+    what = f"with {model} go the aliases {', '.join(f'{name}:{alias}' for alias in aliases)}"
+    if not (sys.stdin.isatty() and err.is_terminal):
+        raise RepositoryError(what, "Give them to another version first, or delete with --force")
+    if not typer.confirm(f"{what}: delete all?", err=True):
+        raise typer.Exit(1)
 
 
 def _local_models(folder: Path) -> list[dict[str, Any]]:
@@ -348,9 +437,63 @@ def _when(created: str | None) -> str | None:
     return created[:16].replace("T", " ") if created else None
 
 
-def _shown(value: Any) -> str:
-    import json
+def _summary(details: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what a person wants to know of a version, by name."""
+    metrics, lineage = details.get("metrics") or {}, details.get("lineage") or {}
+    alias = f" ({', '.join(details['aliases'])})" if details.get("aliases") else ""
+    classes, framework = ", ".join(map(str, details.get("classes") or [])), details.get("framework")
+    answers = ": ".join(text for text in (details.get("task"), classes) if text)
+    importance = sorted((metrics.get("importance") or {}).items(), key=lambda item: -item[1][0])
+    files = lineage.get("files") or []
+    packages = (lineage.get("versions") or {}).items()
+    rows = [
+        ("model", f"{details['name']}:{details['version']}{alias}"),
+        ("versions", ", ".join(map(str, details.get("versions") or []))),
+        ("answers", answers),
+        ("format", f"{details['format']}{f', from {framework}' if framework else ''}"),
+        ("runtime", _runtime(details.get("runtime") or {})),
+        ("created", _when(details.get("created")) or ""),
+        *((f"{part} events", _scores(metrics.get(part))) for part in ("training", "validation")),
+        ("branches", ", ".join(_branch(*item) for item in (details.get("branches") or {}).items())),
+        ("columns", f"{details['width']}: {', '.join(_runs(details.get('columns') or []))}".rstrip(": ")),
+        ("most important", ", ".join(f"{name} {value:.3g}" for name, (value, _) in importance[:6])),
+        ("made of", f"{len(files)} files, {sum(f['entries'] for f in files):,} events" if files else ""),
+        ("made with", ", ".join(f"{name} {version}" for name, version in packages)),
+        ("git", _shown(lineage.get("git"))),
+    ]
+    return [(name, text) for name, text in rows if text]
 
-    if isinstance(value, list) and all(isinstance(item, str | int) for item in value):
-        return ", ".join(map(str, value))
-    return json.dumps(value, indent=1, default=str) if isinstance(value, dict | list) else str(value)
+
+def _runtime(found: dict[str, Any]) -> str:
+    """Return what runs the model at a service, and how long a call takes."""
+    times = ", ".join(
+        f"{float(s) * 1e6:.0f} us for {rows} rows" for rows, s in found.get("seconds", {}).items()
+    )
+    return ": ".join(text for text in (found.get("chosen"), times) if text)
+
+
+def _scores(scores: Any) -> str:
+    if not isinstance(scores, dict):
+        return ""
+    count = f"{scores['events']:,}: " if "events" in scores else ""
+    values = (f"{'AUC' if n == 'auc' else n} {v:.4f}" for n, v in scores.items() if isinstance(v, float))
+    return count + ", ".join(values)
+
+
+def _branch(name: str, kind: Any) -> str:
+    return f"{name}[]" if isinstance(kind, dict) and kind.get("kind") != "flat" else name
+
+
+def _runs(columns: list[str]) -> list[str]:
+    """Shorten columns of one branch: ``Jet_pt_0 … Jet_pt_9``."""
+    parted: dict[str, list[str]] = {}
+    for column in columns:
+        base, _, slot = column.rpartition("_")
+        parted.setdefault(base if slot.isdigit() else column, []).append(column)
+    return [", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}" for names in parted.values()]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one}" for name, one in value.items())
+    return "" if value is None else str(value)

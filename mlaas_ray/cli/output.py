@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from typing import Annotated, Any, NoReturn, ParamSpec, TextIO, TypeVar, cast
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
+from rich.status import Status
+from rich.table import Column, Table
+from rich.text import Text
 
 from mlaas_ray import __version__
 from mlaas_ray.core.errors import MlaasError
@@ -61,10 +69,171 @@ def emit(document: Any) -> None:
     _results.flush()
 
 
+def say(text: str) -> None:
+    """Print a line on standard error, as it is."""
+    err.print(Text(text), soft_wrap=True, highlight=False)
+
+
+def tell(text: str) -> None:
+    """Print a line of the result on standard output, as it is."""
+    out.print(Text(text), soft_wrap=True, highlight=False)
+
+
+class Stages:
+    """Tells what begins and takes a while: by a spinner on a terminal, else by a line."""
+
+    def __init__(self) -> None:
+        self.on_terminal = err.is_terminal and sys.stderr.isatty()
+        self._spinner: Status | None = None
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def __call__(self, what: str) -> None:
+        """Say what begins; nothing for what shows itself, such as a bar."""
+        self.end()
+        if what and self.on_terminal:
+            self.spin(what)
+        elif what:
+            say(f"{what} …")
+
+    def spin(self, what: str) -> None:
+        """Show a spinner, on a terminal; a log needs no line for it."""
+        self.end()
+        if what and self.on_terminal:
+            self._spinner = err.status(f"{what} …")
+            self._spinner.start()
+
+    def end(self) -> None:
+        """Take the spinner away."""
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
+
+def ray_logs() -> str | None:
+    """Return the folder of the logs of the Ray that this process uses; None where that is not known."""
+    ray = sys.modules.get("ray")
+    node = getattr(getattr(getattr(ray, "_private", None), "worker", None), "_global_node", None)
+    return None if node is None else str(node.get_logs_dir_path())
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal; None for a file or a pipe, whose lines have no end."""
+    if not out.is_terminal and not os.environ.get("COLUMNS"):
+        return None
+    return shutil.get_terminal_size().columns
+
+
+def number(head: str) -> Column:
+    """Return a table's column of numbers, which are never broken."""
+    return Column(head, justify="right", no_wrap=True)
+
+
+def table(
+    columns: Sequence[str | Column],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str = "",
+    spare: Sequence[str] = (),
+) -> None:
+    """Print a table of which nothing is cut.
+
+    Args:
+        columns: Heads of columns of text, which is folded where the terminal is narrow; or :func:`number`.
+        rows: What stands in them.
+        title: A line above.
+        spare: Heads of columns that a narrow terminal may lack, the first one first. A line names them.
+    """
+    width = terminal_width()
+    heads = [column if isinstance(column, Column) else Column(column, overflow="fold") for column in columns]
+    sizes = [
+        max((cell_len(line) for cell in cells for line in str(cell).split("\n")), default=0)
+        for cells in zip((head.header for head in heads), *rows, strict=True)
+    ]
+    least = [size if head.no_wrap else min(size, _NARROW) for head, size in zip(heads, sizes, strict=True)]
+    shown = list(range(len(heads)))
+    for name in spare:
+        if width is None or _across(least, shown) <= width:
+            break
+        shown = [place for place in shown if heads[place].header != name]
+    sheet = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, _GAP, 0, 0),
+        show_header=any(head.header for head in heads),
+        header_style="bold",
+    )
+    for place in shown:
+        head = heads[place]
+        sheet.add_column(
+            head.header,
+            justify=head.justify,
+            no_wrap=head.no_wrap,
+            overflow="fold",
+            min_width=least[place],
+        )
+    for row in rows:
+        cells = (row[place] for place in shown)
+        sheet.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
+    if title:
+        tell(title)
+    # what needs more than the terminal has is wrapped by it, and not cut
+    room = _across(sizes, shown) if width is None else max(width, _across(least, shown))
+    console = Console(file=out.file, width=room, color_system="auto" if out.is_terminal else None)
+    with console.capture() as text:
+        console.print(sheet, highlight=False)
+    out.file.write("".join(f"{line.rstrip()}\n" for line in text.get().splitlines()))
+    missing = [str(head.header) for place, head in enumerate(heads) if place not in shown]
+    if missing:
+        say(f"(a wider terminal also shows: {', '.join(missing)})")
+
+
+# A column of text is folded to no fewer characters than this; between columns there are as many spaces.
+_NARROW = 14
+_GAP = 2
+
+
+def _across(sizes: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(sizes[place] + _GAP for place in shown)
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and what they are, one a line."""
+    table([Column("", no_wrap=True), ""], rows)
+
+
 def fail(error: MlaasError) -> NoReturn:
-    """Print an error as one line and end with status 2."""
-    err.print(f"[bold red]error:[/] {_escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
+    """Print an error as one line, below it the place in an expression if it shows one; end with status 2."""
+    text, *picture = re.split(r"\n(?=    .*\n *\^+\s*$)", str(error), maxsplit=1)
+    line = f"error: {' '.join(text.split())}"
+    width = shutil.get_terminal_size().columns if err.is_terminal else None
+    if width is not None:  # between words; a long path stays whole
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    shown = Text(line)
+    shown.stylize("bold red", 0, len("error:"))
+    err.print(shown, soft_wrap=True, highlight=False)
+    for part in picture:
+        say(_within(part, width))
     raise typer.Exit(2)
+
+
+def _within(picture: str, width: int | None) -> str:
+    """Return an expression and the carets under it, of a long one what is near the carets."""
+    text, carets = picture.rstrip().split("\n")
+    if width is None or len(text) <= width:
+        return f"{text}\n{carets}"
+    first = carets.index("^")
+    start = max(0, min(first - width // 3, len(text) - width))
+    shown = text[start : start + width]
+    if start:
+        shown = "…" + shown[1:]
+    if start + width < len(text):
+        shown = shown[:-1] + "…"
+    return f"{shown}\n{carets[start : start + width]}"
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
@@ -93,7 +262,3 @@ def _results_apart() -> Iterator[None]:
             yield
     finally:
         _results.stream = None
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from mlaas_ray.cli.output import Json, command, emit, err, out
+from mlaas_ray.cli.output import Json, command, emit, facts, tell
 from mlaas_ray.cli.training import Display
 
 
@@ -29,10 +28,12 @@ def quickstart(
     """
     from mlaas_ray.workflows.quickstart import quickstart as run
 
-    def say(text: str) -> None:
-        err.print(text, highlight=False, soft_wrap=True)
-
     with Display() as display:
+
+        def say(text: str) -> None:
+            display.say(text)
+            display.stage.spin("under way")
+
         done = run(
             folder,
             events=events,
@@ -58,20 +59,20 @@ def quickstart(
             }
         )
         return
-    table = Table(title=f"quickstart, {done.seconds:.0f} s", show_header=False)
-    for name, value in (
-        ("training", f"{speed:,.0f} events/s on 2 workers"),
-        ("validation AUC", f"{judged['auc']:.4f}"),
-        ("model", f"{done.package.name}:{done.version}"),
-        ("prediction by keys and values", f"{done.prediction_keys:.6f}"),
-        ("prediction of the raw event", f"{done.prediction_event:.6f}"),
-        ("service", done.url + (f" (running, process {done.kept})" if done.kept else " (stopped)")),
-    ):
-        table.add_row(name, value)
-    out.print(table)
+    tell(f"quickstart, {done.seconds:.0f} s")
+    facts(
+        [
+            ("training", f"{speed:,.0f} events/s on 2 workers"),
+            ("validation AUC", f"{judged['auc']:.4f}"),
+            ("model", f"{done.package.name}:{done.version}"),
+            ("prediction by keys and values", f"{done.prediction_keys:.6f}"),
+            ("prediction of the raw event", f"{done.prediction_event:.6f}"),
+            ("service", done.url + (f" (running, process {done.kept})" if done.kept else " (stopped)")),
+        ]
+    )
     if done.kept:
-        out.print(f"stop it with: kill {done.kept}", highlight=False)
+        tell(f"stop it with: kill {done.kept}")
     else:
         start = f"mlaas serve --repository {done.repository} --port {port}"
-        out.print(f"start it again with:\n  {start}", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"and try:\n  {done.curl}", highlight=False, markup=False, soft_wrap=True)
+        tell(f"start it again with:\n  {start}")
+    tell(f"and try:\n  {done.curl}")

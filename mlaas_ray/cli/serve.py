@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlaas_ray.cli.output import Address, Json, command, emit, err
+from mlaas_ray.cli.output import Address, Json, command, emit, err, ray_logs, say
+from mlaas_ray.core.errors import JobError
 
 if TYPE_CHECKING:
     from mlaas_ray.inference.service import Service
     from mlaas_ray.inference.settings import ServiceSettings
+
+# What is served unless another folder is named; it may come with the first model that is published.
+MODELS = Path("models")
 
 
 @command
@@ -22,7 +26,7 @@ def serve(
         typer.Option(
             "--repository", "-r", envvar="MLAAS_REPOSITORY", help="Folder with the published models."
         ),
-    ] = Path("models"),
+    ] = MODELS,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
@@ -94,11 +98,16 @@ def serve(
         }
         | ({} if memory is None else {"memory_mb": memory})
     )
+    if repository != MODELS and not settings.repository.is_dir():
+        raise JobError(
+            f"there is no folder {settings.repository} of models",
+            f"Correct it, or make it: mkdir -p {settings.repository}",
+        )
     if not json_line:
-        err.print(f"starting a service for the models in {settings.repository} …", highlight=False)
+        say(f"starting a service for the models in {settings.repository} …")
     serve_until_stopped(settings, lambda service: _announce(service, settings, json_line))
     if not json_line:
-        err.print("stopped")
+        say("stopped")
 
 
 def _announce(service: Service, settings: ServiceSettings, json_line: bool) -> None:
@@ -110,14 +119,16 @@ def _announce(service: Service, settings: ServiceSettings, json_line: bool) -> N
             emit({"url": service.url, "models": [model["name"] for model in models], "pid": service.pid})
             return
         err.print(f"[bold green]ready[/] at {service.url}", highlight=False)
+        logs = ray_logs()
+        if logs is not None:
+            say(f"logs: {logs}/serve")
         if not models:
-            err.print("no models yet: mlaas models publish PACKAGE", highlight=False)
+            where = f" --repository {settings.repository}"
+            say(f"no models in {settings.repository} yet: mlaas models publish PACKAGE{where}")
             return
         for model in models:
-            err.print(f"  {model['name']}:{model['version']}", highlight=False)
-        err.print(
-            f"try: {_curl(service.url, client, models[0])}", highlight=False, soft_wrap=True, markup=False
-        )
+            say(f"  {model['name']}:{model['version']}")
+        say(f"try: {_curl(service.url, client, models[0])}")
 
 
 def _curl(url: str, client: Any, model: dict[str, Any]) -> str:

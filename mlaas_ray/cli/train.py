@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from mlaas_ray.cli.output import Address, Json, command, emit, err, out
+from mlaas_ray.cli.completion import job_keys, model_names
+from mlaas_ray.cli.output import Address, Json, command, emit, facts, say, tell
 from mlaas_ray.cli.training import Display
 from mlaas_ray.core.errors import JobError
 from mlaas_ray.core.package import ModelPackage
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a key of the job; repeatable.", show_default=False
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key of the job; repeatable.",
+        show_default=False,
+        autocompletion=job_keys,
     ),
 ]
 Where = Annotated[
@@ -58,6 +62,7 @@ def train(
             metavar="NAME[:VERSION]",
             help="Begin with the weights of a published model, on its columns.",
             show_default=False,
+            autocompletion=model_names,
         ),
     ] = None,
     publish: Annotated[
@@ -83,16 +88,16 @@ def train(
         mlaas train --resume runs/my-model-20261126-101500-ab12
         mlaas train job.yaml --from my-model:production
     """
-    from mlaas_ray.workflows import Job, published_if_wanted
-    from mlaas_ray.workflows import resume as go_on
-    from mlaas_ray.workflows import train as run
-    from mlaas_ray.workflows.train import repository_of
-
     if (job is None) == (resume is None):
         raise JobError("there is no job to train", "Give a job file, or --resume RUN")
     if resume is not None and first is not None:
         raise JobError("a run that goes on has weights of its own", "Leave out --from")
     with Display() as display, _stoppable(display):
+        from mlaas_ray.workflows import Job, published_if_wanted
+        from mlaas_ray.workflows import resume as go_on
+        from mlaas_ray.workflows import train as run
+        from mlaas_ray.workflows.train import repository_of
+
         if resume is not None:
             described, package = go_on(resume, address=address, hooks=display.hooks, changes=changes or [])
         else:
@@ -127,7 +132,7 @@ def _stoppable(display: Display) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         way = f"; go on with: mlaas train --resume {display.run}" if display.run is not None else ""
-        err.print(f"stopped{way}", highlight=False, markup=False, soft_wrap=True)
+        say(f"stopped{way}")
         raise typer.Exit(status) from None
     finally:
         if ours:
@@ -168,21 +173,21 @@ def show_result(
 ) -> None:
     """Print what came of a training."""
     judged = package.metrics["validation"]
-    table = Table(show_header=False, box=None)
-    table.add_row("model", f"{version}" if version else package.name)
-    for name, value in judged.items():
-        if isinstance(value, float):
-            table.add_row(f"validation {'AUC' if name == 'auc' else name}", f"{value:.4f}")
+    scores = [
+        (f"validation {'AUC' if name == 'auc' else name}", f"{value:.4f}")
+        for name, value in judged.items()
+        if isinstance(value, float)
+    ]
     if judged.get("without"):
-        table.add_row("left out of the score", f"{', '.join(judged['without'])} (enlarge split.validation)")
-    table.add_row("events/s in training", f"{package.metrics['events_per_s']:,.0f}")
-    out.print(table)
-    # not in the table, which would cut them where the terminal ends
+        scores.append(("left out of the score", f"{', '.join(judged['without'])} (enlarge split.validation)"))
+    speed = f"{package.metrics['events_per_s']:,.0f}"
+    facts([("model", str(version or package.name)), *scores, ("events/s in training", speed)])
+    # not among them, where a narrow terminal would break them
     for name in ("package", "package/report.html"):
-        out.print(f" {run.place(name)}", highlight=False, soft_wrap=True)
+        tell(run.place(name))
     if reason:
-        out.print(reason, highlight=False, soft_wrap=True)
+        tell(reason)
     if version:
-        out.print(f"next: mlaas models show {version}, or mlaas serve", highlight=False)
+        tell(f"next: mlaas models show {version}, or mlaas serve")
     else:
-        out.print(f"next: mlaas train --resume {run} --publish", highlight=False, soft_wrap=True)
+        tell(f"next: mlaas train --resume {run} --publish")

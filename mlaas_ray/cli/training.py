@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from mlaas_ray.cli.output import err
+from mlaas_ray.cli.output import Stages, err, ray_logs, say
 
 if TYPE_CHECKING:
     from mlaas_ray.workflows import Hooks
@@ -18,30 +18,33 @@ _NAMES = {"auc": "AUC", "accuracy": "accuracy", "r2": "R²", "mae": "MAE", "rmse
 
 
 class Display:
-    """Lines for what is known and for each epoch, and on a terminal a bar for the epoch under way."""
+    """Lines for what is known and for each epoch; on a terminal a bar or a spinner for what is under way."""
 
     def __init__(self) -> None:
-        self._shown = err.is_terminal and sys.stderr.isatty()
+        self.stage = Stages()
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=20),
             TextColumn(
-                "{task.percentage:>3.0f} %  loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} events/s"
+                "{task.percentage:>3.0f} %  loss {task.fields[loss]}  {task.fields[rate]:,.0f} events/s"
             ),
             console=err,
             transient=True,
-            disable=not self._shown,
+            disable=not self.stage.on_terminal,
         )
         self._task: TaskID | None = None
         self.run: RunFolder | None = None
 
     def __enter__(self) -> Display:
+        # until Ray and the rest are imported
+        self.stage.spin("reading the job")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        self.stage.end()
 
     @property
     def hooks(self) -> Hooks:
@@ -49,6 +52,7 @@ class Display:
         from mlaas_ray.workflows import Hooks
 
         return Hooks(
+            on_stage=self.begins,
             on_run=self.begun,
             on_first_pass=self.first_pass,
             on_census=self.census,
@@ -57,10 +61,20 @@ class Display:
             on_note=self.note,
         )
 
+    def begins(self, what: str) -> None:
+        """Say what begins and takes a while; in a log only once there is a run: an error is one line."""
+        if self.run is None:
+            self.stage.spin(what)
+        else:
+            self.stage(what)
+
     def begun(self, run: RunFolder) -> None:
-        """Print where the run is kept."""
+        """Print where the run is kept, and where Ray's logs are."""
         self.run = run
-        self._say(f"run: {run}")
+        self.say(f"run: {run}")
+        logs = ray_logs()
+        if logs is not None:
+            self.say(f"Ray's logs: {logs}")
 
     def first_pass(self, found: Any) -> None:
         """Print what the first pass found."""
@@ -69,23 +83,25 @@ class Display:
             for index, sample in enumerate(found.samples)
         )
         files = f"{len(found.files)} files" if len(found.files) > 1 else "1 file"
-        self._say(f"{found.entries:,} events in {files} ({counts}); {found.features.width} inputs")
+        self.say(f"{found.entries:,} events in {files} ({counts}); {found.features.width} inputs")
 
     def census(self, census: Any) -> None:
         """Print the cut flow, when there are cuts."""
         if census.cuts:
             for line in census.flow().split("\n"):
-                self._say(line.strip())
+                self.say(line.strip())
 
     def note(self, text: str) -> None:
         """Print a line about what is doubtful, or waited for."""
-        self._say(text)
+        self.say(text)
 
     def step(self, report: Any) -> None:
         """Move the bar."""
+        if self._task is None:
+            self.stage.end()
         fields = {
             "epoch": f"{report.epoch}/{report.epochs}",
-            "loss": report.loss,
+            "loss": _number(report.loss),
             "rate": report.events_per_s,
         }
         total = report.expected or None
@@ -100,20 +116,42 @@ class Display:
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
-        scores = "  ".join(f"{_NAMES.get(name, name)} {value:.4f}" for name, value in report.scores.items())
-        left = f"   {_time(report.left_s)} left" if report.left_s else ""
         if report.without and report.epoch == 1:
-            self._say(
+            self.say(
                 f"warning: the validation score leaves out {', '.join(report.without)}: the validation "
                 "events do not tell it; enlarge split.validation"
             )
-        self._say(
-            f"epoch {report.epoch:>3}/{report.epochs}   loss {report.loss:.4f}   validation: "
-            f"loss {report.validation_loss:.4f}  {scores}   {report.events_per_s:,.0f} events/s{left}"
-        )
+        parts = [
+            f"epoch {report.epoch:>3}/{report.epochs}   loss {_number(report.loss)}",
+            f"validation {_number(report.validation_loss)}",
+            *(f"{_NAMES.get(name, name)} {_number(value)}" for name, value in report.scores.items()),
+            *([f"{_time(report.left_s)} left"] if report.left_s else []),
+            f"{report.events_per_s:,.0f} events/s",
+        ]
+        self.say(_fitting(parts, err.width if self.stage.on_terminal else None))
+        if report.epoch >= report.epochs:
+            self.stage("exporting and judging the model")
+        else:
+            self.stage.spin("going on")
 
-    def _say(self, text: str) -> None:
-        err.print(text, highlight=False, soft_wrap=True, markup=False)
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.stage.end()
+        say(text)
+
+
+def _fitting(parts: list[str], width: int | None) -> str:
+    """Join as many parts as a line of the terminal holds, the first ones; history.csv has all."""
+    line = parts[0]
+    for part in parts[1:]:
+        if width is not None and cell_len(f"{line}  {part}") > width:
+            break
+        line = f"{line}  {part}"
+    return line
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.6g}"
 
 
 def _time(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mlaas_ray.cli.output import Address, Json, command, emit, err
+from mlaas_ray.cli.output import Address, Json, command, emit, say
 from mlaas_ray.cli.train import result, show_result
 from mlaas_ray.cli.training import Display
 from mlaas_ray.core.errors import JobError
@@ -53,7 +53,7 @@ def workflow(
     The exported model takes raw values, NaN where there is none: it holds the normalisation that MLaaS4HEP
     left to its users. docs/training/mlaas4hep.md tells what became of each parameter.
 
-        mlaas workflow --files files.txt --labels labels.txt --model my_model.py --params params.json
+        mlaas workflow --files files.txt --labels labels.txt --model model.py
     """
     from mlaas_ray.workflows import train as run
     from mlaas_ray.workflows.mlaas4hep import recipe_job
@@ -71,7 +71,7 @@ def workflow(
         else:
             fout.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(package.model_path, fout)
-        err.print(f"the model: {fout}", highlight=False, soft_wrap=True)
+        say(f"the model: {fout}")
     assert display.run is not None
     if json:
         emit({**result(package, display.run), "model": str(fout or package.model_path)})

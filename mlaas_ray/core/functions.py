@@ -133,7 +133,7 @@ _numpy("clip", lambda x, low, high: np.minimum(np.maximum(x, low), high), "x kep
 def _where(condition: Value, a: Value, b: Value) -> Value:
     (chosen, one, other), offsets = aligned([condition, a, b])
     content = np.where(chosen.truth, one.numbers, other.numbers)
-    return Value(content if content.ndim else content.item(), offsets)
+    return Value(content if content.ndim else content.item(), offsets).of_as_many(condition, a, b)
 
 
 @_function("numbers", "x with `nan` (0 when not given) where there is no value.")
@@ -216,7 +216,7 @@ def _argmax(x: Value, axis: int = 1) -> Value:
 @_function("objects", "The objects' values in order; those without a value come last.")
 def _sort(x: Value, axis: int = 1, ascending: bool = True) -> Value:
     index = sorted_index(_keys(x), x.objects, ascending=ascending)
-    return x if index is None else x.take(index, x.objects)
+    return x if index is None else x.take(index, x.objects).of_as_many(x)
 
 
 @_function("objects", "Positions that put the objects in order, for `y[argsort(x)]`.")
@@ -224,7 +224,7 @@ def _argsort(x: Value, axis: int = 1, ascending: bool = True) -> Value:
     index = sorted_index(_keys(x), x.objects, ascending=ascending)
     if index is None:
         index = np.arange(len(x.content))
-    return Value(index - np.repeat(x.objects[:-1], x.counts), x.objects)
+    return Value(index - np.repeat(x.objects[:-1], x.counts), x.objects).of_as_many(x)
 
 
 @_function("objects", "The first object's value, as `x[:, 0]`; no value of no objects.")
@@ -234,8 +234,8 @@ def _first(x: Value) -> Value:
 
 @_function("objects", "The value of the object for which `by` is largest, as `x[:, argmax(by)]`.")
 def _leading(x: Value, by: Value) -> Value:
-    (x, by), _ = aligned([x, by])
-    return at(x, _argmax(by))
+    position = _argmax(by)
+    return at(aligned([x, by])[0][0], position)
 
 
 @_function("kinematics", "Angle phi1 - phi2, from -pi to pi.")
@@ -249,7 +249,9 @@ def _delta_r(eta1: Value, phi1: Value, eta2: Value, phi2: Value) -> Value:
 
 
 @_function(
-    "kinematics", "Mass of all objects of an event together (no value of none); of eight, of each pair."
+    "kinematics",
+    "Mass of all objects of an event together; no value of fewer than two, or than `x[:, :4]` asks for. "
+    "Of eight values, of each pair.",
 )
 def _invariant_mass(
     pt: Value,
@@ -270,7 +272,8 @@ def _invariant_mass(
             "For two of them give eight values: pt, eta, phi and mass of each",
         )
     arrays = [np.broadcast_to(np.asarray(one.numbers, np.float64), (offsets[-1],)) for one in same]
-    return Value(kinematics.mass_of_events(offsets, *arrays))
+    least = max(value.asked for value in (pt, eta, phi, mass)) or 2
+    return Value(kinematics.mass_of_events(offsets, least, *arrays))
 
 
 # How many values a function takes, where it is not all from the least to the most.
@@ -326,4 +329,4 @@ def _doubles(function: Callable[..., Array], *values: Value) -> Value:
     same, offsets = aligned(values)
     arrays = np.broadcast_arrays(*(np.asarray(value.numbers, np.float64) for value in same))
     result = function(*map(np.atleast_1d, arrays))
-    return Value(result if arrays[0].ndim else result[0].item(), offsets)
+    return Value(result if arrays[0].ndim else result[0].item(), offsets).of_as_many(*values)

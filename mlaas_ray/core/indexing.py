@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ def at(x: Value, position: Value) -> Value:
         position: A constant, which counts from the end when below 0, or a whole number an event.
     """
     position = typed(position)
-    if position.type == "f" or position.kind == "jagged":
+    if position.type != "i" or position.kind == "jagged":
         raise FeatureError("the position of an object is one whole number an event", "Write x[:, 0]")
     counts, index = x.counts, position.content
     if position.kind is None and index < 0:
@@ -53,7 +54,8 @@ def picked(x: Value, index: Value) -> Value:
     there = (content >= 0) & (content < x.counts[event])
     if index.missing is not None:
         there &= ~index.missing
-    return x.take(offsets[event] + np.where(there, content, 0).astype(np.int64), index.offsets, there)
+    places = offsets[event] + np.where(there, content, 0).astype(np.int64)
+    return x.take(places, index.offsets, there).of_as_many(index)
 
 
 def sliced(x: Value, start: int | None, stop: int | None, step: int | None) -> Value:
@@ -68,4 +70,7 @@ def sliced(x: Value, start: int | None, stop: int | None, step: int | None) -> V
     kept = from_counts(np.maximum(0, -((first - last) // step)))  # rounded up
     event = event_of(kept)
     slots = np.arange(kept[-1]) - kept[event]
-    return x.take(offsets[event] + first[event] + slots * step, kept)
+    # of the longest list that can be: ends that lie at its two ends leave no number
+    most = len(range(sys.maxsize)[start:stop:step])
+    asked = most if most < sys.maxsize // (2 * step) else 0
+    return replace(x.take(offsets[event] + first[event] + slots * step, kept), asked=asked)

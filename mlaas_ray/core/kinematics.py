@@ -30,11 +30,12 @@ def mass_of_pairs(*values: Doubles) -> Doubles:
     return _array((_momenta(*values[:4]) + _momenta(*values[4:])).mass)
 
 
-def mass_of_events(offsets: Whole, *values: Doubles) -> Doubles:
-    """Return the mass of all objects of each event together; NaN of none.
+def mass_of_events(offsets: Whole, least: int, *values: Doubles) -> Doubles:
+    """Return the mass of all objects of each event together; NaN of fewer than ``least``.
 
     Args:
         offsets: Of the objects, ``(events + 1,)``.
+        least: Objects that it takes.
         values: pt, eta, phi and mass, each ``(objects,)``.
     """
     momenta = _momenta(*values)
@@ -43,7 +44,7 @@ def mass_of_events(offsets: Whole, *values: Doubles) -> Doubles:
         for name in ("px", "py", "pz", "E")
     }
     mass = _array(_vectors(**sums).mass)
-    mass[np.diff(offsets) == 0] = np.nan
+    mass[np.diff(offsets) < least] = np.nan
     return mass
 
 

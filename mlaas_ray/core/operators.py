@@ -51,6 +51,16 @@ def logical(function: np.ufunc) -> Operator:
     return apply
 
 
+def exclusive(one: Value, other: Value) -> Value:
+    """Return ``one ^ other`` of conditions; who writes it of numbers means a power, as ROOT's TFormula."""
+    if {one.type, other.type} != {"b"}:
+        raise FeatureError(
+            "^ is for two conditions, one or the other of them, and this is a number",
+            "Use ** for a power: x**2; compare first for conditions: (x > 1) ^ (y > 2)",
+        )
+    return logical(np.logical_xor)(one, other)
+
+
 def bitwise(function: np.ufunc, of_conditions: np.ufunc) -> Operator:
     """Return an operator of the bits of whole numbers; with a condition on one side, of conditions."""
 
@@ -58,7 +68,7 @@ def bitwise(function: np.ufunc, of_conditions: np.ufunc) -> Operator:
         one, other = typed(one), typed(other)
         types = {one.type, other.type}
         if "f" in types:
-            raise FeatureError(_NEITHER, "Compare first: (x > 1) & (y > 2); a power is written x**2")
+            raise FeatureError(_NEITHER, "Compare first: (x > 1) & (y > 2)")
         if "b" in types:
             return logical(of_conditions)(one, other)
         same, offsets = aligned([one, other])
@@ -69,7 +79,7 @@ def bitwise(function: np.ufunc, of_conditions: np.ufunc) -> Operator:
     return apply
 
 
-_NEITHER = "& | ^ ~ are for conditions and whole numbers"
+_NEITHER = "& | ~ are for conditions and whole numbers"
 
 
 def negated(x: Value) -> Value:
@@ -106,7 +116,8 @@ def _divider(function: np.ufunc) -> Callable[[Any, Any], Any]:
 def _power(one: Any, other: Any) -> Any:
     if np.asarray(one).dtype.kind != "f" and np.asarray(other).dtype.kind != "f":
         one = np.asarray(one, np.float64)
-    return one**other
+    # numpy has NaN**0 and 1**NaN be 1
+    return np.where(np.isnan(one) | np.isnan(other), np.nan, one**other)[()]
 
 
 BINARY: dict[type[ast.operator], Operator] = {
@@ -119,7 +130,7 @@ BINARY: dict[type[ast.operator], Operator] = {
     ast.Pow: arithmetic(_power),
     ast.BitAnd: bitwise(np.bitwise_and, np.logical_and),
     ast.BitOr: bitwise(np.bitwise_or, np.logical_or),
-    ast.BitXor: bitwise(np.bitwise_xor, np.logical_xor),
+    ast.BitXor: exclusive,
 }
 COMPARISONS: dict[type[ast.cmpop], Operator] = {
     ast.Lt: comparison(np.less),

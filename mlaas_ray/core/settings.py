@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -48,13 +49,56 @@ def _explain(error: ValidationError, root: type[BaseModel], what: str) -> JobErr
     path = [part for part in first["loc"] if not (isinstance(part, str) and _is_internal(part))]
     where = ".".join(map(str, path))
     if first["type"] == "extra_forbidden":
-        known = _fields(root, path[:-1])
-        return JobError(f"unknown key {where!r} in {what}", nearest(str(path[-1]), known))
+        return JobError(f"unknown key {where!r} in {what}", _meant(root, path))
     if first["type"] == "missing":
         return JobError(f"{what} lacks the key {where!r}", "Add it")
     message = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], Mapping) else f" (it is {first['input']!r})"
     return JobError(f"{what}: {where + ': ' if where else ''}{message}{given}", "Correct it")
+
+
+def _meant(root: type[BaseModel], path: list[Any]) -> str:
+    """Return advice for an unknown key: the same one of another section before one that looks alike."""
+    name, known = str(path[-1]), _fields(root, path[:-1])
+    everywhere = paths(root)
+    if name not in known:
+        same = [key for key in everywhere if key.rpartition(".")[2] == name]
+        close = difflib.get_close_matches(name, known, cutoff=0.6)
+        if same and not close:
+            return "Did you mean " + " or ".join(map(repr, same[:3])) + "?"
+        if not close:
+            last = {key.rpartition(".")[2]: key for key in reversed(everywhere)}
+            alike = difflib.get_close_matches(name, last, n=1, cutoff=0.75)
+            if alike:
+                return f"Did you mean {last[alike[0]]!r}?"
+    return nearest(name, known)
+
+
+def paths(model: type[BaseModel], *, within: tuple[type[BaseModel], ...] = ()) -> list[str]:
+    """Return the keys of settings and of the groups in them, such as ``train.epochs``.
+
+    What is called by a name of the user's, such as a dataset, is ``NAME``; what is in a list follows ``[]``.
+    """
+    found = []
+    for key, field in model.model_fields.items():
+        name = field.alias or key
+        found.append(name)
+        for group in _models(field.annotation):
+            if group not in within:
+                inner = (
+                    f"{name}{_step(field.annotation)}.{rest}"
+                    for rest in paths(group, within=(*within, model))
+                )
+                found += inner
+    return list(dict.fromkeys(found))
+
+
+def _step(annotation: Any) -> str:
+    """Return what leads into a mapping's or a list's items."""
+    origin = getattr(annotation, "__origin__", None)
+    if origin in (dict, list, tuple):
+        return ".NAME" if origin is dict else "[]"
+    return "".join(_step(argument) for argument in getattr(annotation, "__args__", ()))
 
 
 def _is_internal(part: str) -> bool:

@@ -7,7 +7,7 @@ booleans have no NaN, so they carry beside them which are missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,13 @@ class Value:
         content: A Python number; or ``(events,)``; or ``(objects,)`` of all events, one after the other.
         offsets: ``(events + 1,)``: event ``i`` has the objects ``offsets[i]`` to ``offsets[i + 1]``.
         missing: Like ``content``: where there is no value; only with booleans and whole numbers.
+        asked: Objects that ``x[:, :2]`` asked of an event, which may have fewer; 0 for any number.
     """
 
     content: Any
     offsets: Whole | None = None
     missing: Bools | None = None
+    asked: int = 0
 
     @classmethod
     def of(cls, column: Column) -> Value:
@@ -111,6 +113,10 @@ class Value:
         index = np.where(there, index, 0)
         missing = ~there if self.missing is None else ~there | self.missing[index]
         return without(self.content[index], missing, offsets)
+
+    def of_as_many(self, *others: Value) -> Value:
+        """Return the same, asked for as many objects as the most of others were."""
+        return replace(self, asked=max(other.asked for other in others))
 
     def keep(self, mask: Bools) -> Value:
         """Keep some objects: ``mask`` is like ``content``."""
@@ -198,7 +204,8 @@ def aligned(values: Sequence[Value]) -> tuple[list[Value], Whole | None]:
 def elementwise(function: Callable[..., Any], *values: Value) -> Value:
     """Apply a function of numbers to each event or object; it sees NaN where there is no value."""
     same, offsets = aligned(values)
-    return Value(python_number(function(*(widened(value.numbers) for value in same))), offsets)
+    content = python_number(function(*(widened(value.numbers) for value in same)))
+    return Value(content, offsets).of_as_many(*values)
 
 
 def widened(numbers: Any) -> Any:

@@ -161,7 +161,8 @@ class Repository:
         numbers = self._numbers(self.root / name)
         if not numbers:
             known = self.names()
-            hint = nearest(name, known) if known else "The repository is empty: publish one with mlaas train"
+            empty = "The repository is empty" + ("" if self.root.is_dir() else ", there is no such folder")
+            hint = nearest(name, known) if known else f"{empty}: publish one with mlaas train"
             raise ModelMissingError(f"no model {name!r} in {self.root}", hint)
         return numbers
 

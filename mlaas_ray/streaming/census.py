@@ -163,6 +163,13 @@ class Census:
         return cls(tuple(document["cuts"]), tuple(datasets))
 
 
+def remembered_census(found: FirstPass, classes: int = 0) -> Census | None:
+    """Return what :func:`take_census` counted before; None when it would have to read."""
+    memo = open_memo()
+    known = memo.get("census", _key(found, classes)) if memo is not None else None
+    return None if known is None else Census.of(known)
+
+
 def take_census(
     found: FirstPass,
     *,
@@ -182,12 +189,12 @@ def take_census(
         LabelError: For a label that is no class, or a label or weight that is no number; names the event.
         DataError: Naming the file, tree and branch that cannot be read.
     """
+    known = remembered_census(found, classes)
+    if known is not None:
+        return known
     cuts = tuple(conjuncts(found.features.select)) if found.features.select else ()
     memo = open_memo()
     key = _key(found, classes)
-    known = memo.get("census", key) if memo is not None else None
-    if known is not None:
-        return Census.of(known)
     census = Census(
         cuts, tuple(DatasetCensus(sample.name, passed=[0] * len(cuts)) for sample in found.samples)
     )

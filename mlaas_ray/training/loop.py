@@ -376,7 +376,12 @@ class _Worker:
             ray.train.report(metrics, checkpoint=checkpoint)
 
     def _exported(
-        self, model: Path, last: Path, judged: Evaluation, trained: Evaluation, needed: dict[str, list[float]]
+        self,
+        model: Path,
+        last: Path,
+        judged: Evaluation,
+        trained: Evaluation,
+        needed: dict[str, list[float | None]],
     ) -> tuple[Path, dict[str, Any]]:
         """Write the finished model, with the state ``last`` from which it could be trained on.
 

@@ -111,7 +111,7 @@ class Progress:
             self.best, self.stood = None, 0
         elif self.stopped and epochs > self.epochs:
             self.stood = 0
-        self.stopped = rule is not None and self.stood >= rule.patience
+        self.stopped = self.stood >= rule.patience if rule else False
         return self.cursor.epoch < epochs and not self.stopped
 
     def _look_at_plateau(self, loss: float, settings: TrainSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -123,6 +124,7 @@ def compare(
     *,
     address: str | None = None,
     progress: bool | None = None,
+    on_stage: Callable[[str], None] = lambda what: None,
 ) -> Comparison:
     """Ask two models about the same held-out events, each on columns of its own.
 
@@ -133,14 +135,18 @@ def compare(
             job. The events are those of the test part, or, where there is none, of the validation part.
         address: Ray cluster.
         progress: Whether to show a bar.
+        on_stage: Called with what begins and takes seconds, and with nothing when that ended.
 
     Raises:
         PackageError: When a package does not say what it answers, or they answer different questions.
         DataError: Naming the file, tree and branch that cannot be used; or when the events define no score.
     """
     task = _common_task(first, second)
+    on_stage("looking for the files")
     samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
+    on_stage("starting Ray")
     with connected(address):
+        on_stage("")
         samples = summed(job, samples)
         options: dict[str, Any] = {"reading": job.reading, "progress": progress}
         found = [
@@ -149,8 +155,10 @@ def compare(
         ]
         census = take_census(found[0], classes=task.classes, **options)
         answers = [
-            _answers(package, task, one, job) for package, one in zip((first, second), found, strict=True)
+            _answers(package, task, one, job, on_stage)
+            for package, one in zip((first, second), found, strict=True)
         ]
+    on_stage("resampling the events")
     one, other = (_ordered(answer) for answer in answers)
     if len(one["entry"]) != len(other["entry"]) or any((one[n] != other[n]).any() for n in _IDS):
         raise JobError(
@@ -262,7 +270,9 @@ def _common_task(first: ModelPackage, second: ModelPackage) -> Task:
     return one
 
 
-def _answers(package: ModelPackage, task: Task, found: FirstPass, job: Job) -> dict[str, Array]:
+def _answers(
+    package: ModelPackage, task: Task, found: FirstPass, job: Job, on_stage: Callable[[str], None]
+) -> dict[str, Array]:
     """Ask one model, in tasks that read and answer."""
     events = planned_events(
         found, part=job.split.held_out, seed=job.seed, reading=job.reading, classes=task.classes
@@ -275,7 +285,9 @@ def _answers(package: ModelPackage, task: Task, found: FirstPass, job: Job) -> d
     ask = ray.remote(max_calls=1)(_ask)
     shared = ray.put(events)
     waiting = [ask.remote(shared, list(blocks[number::tasks]), str(package.path)) for number in range(tasks)]
+    on_stage(f"asking the model in {package.path}")
     parts = [part for part in ray.get(waiting) if part]
+    on_stage("")
     names = ("prediction", "y", "weight", *_IDS)
     if not parts:
         return {name: np.empty(0) for name in names}

@@ -24,6 +24,7 @@ def materialize_job(
     *,
     address: str | None = None,
     progress: bool | None = None,
+    on_stage: Callable[[str], None] = lambda what: None,
     on_first_pass: Callable[[FirstPass], None] | None = None,
 ) -> dict[str, Any]:
     """Write the events a job reads as Parquet shards, beside them the features, the record, and a job.
@@ -36,6 +37,7 @@ def materialize_job(
         output: Folder of its own; all nodes of the cluster must see it.
         address: Ray cluster; see :func:`~mlaas_ray.workflows.cluster.connected`.
         progress: Whether to show bars; None for only on a terminal.
+        on_stage: Called with what begins and takes seconds, and with nothing when that ended.
         on_first_pass: Called with what the first pass found.
 
     Returns:
@@ -46,8 +48,11 @@ def materialize_job(
         DataError: Naming the file, tree and branch that cannot be used.
     """
     folder = durable(output)
+    on_stage("looking for the files")
     samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
+    on_stage("starting Ray")
     with connected(address):
+        on_stage("")
         samples = summed(job, samples)
         found = first_pass(samples, job.wanted, reading=job.reading, key=job.split.key, progress=progress)
         if on_first_pass:

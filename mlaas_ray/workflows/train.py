@@ -60,6 +60,7 @@ class Hooks:
     """What is told of a training while it goes on.
 
     Attributes:
+        on_stage: Called with what begins and takes seconds: ``starting Ray``; with nothing when that ended.
         on_run: Called with the run's folder, once it is known.
         on_first_pass: Called with what the first pass found.
         on_census: Called with how many events of what there are.
@@ -68,6 +69,7 @@ class Hooks:
         on_note: Called with lines about what is doubtful in the data, and what is waited for.
     """
 
+    on_stage: Callable[[str], None] | None = None
     on_run: Callable[[RunFolder], None] | None = None
     on_first_pass: Callable[[FirstPass], None] | None = None
     on_census: Callable[[Census], None] | None = None
@@ -153,8 +155,10 @@ def _run(
     """Train in a run's folder, from its last checkpoint if there is one."""
     run.check()
     # a name that matches nothing is told before a cluster is started
+    _tell(hooks.on_stage, "looking for the files")
     samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
     with connected(address), waits_told(hooks.on_note):
+        _tell(hooks.on_stage, "")
         mode = reading_mode(job.reading.mode, job.train.gpus_per_worker > 0)
         check_workers(job.train, for_reading=mode == "block")
         samples = summed(job, samples)
@@ -176,6 +180,7 @@ def _run(
         task = kept_task(run, first) or task_of(job, census)
         begin(job, run, found, census, task, first)
         _tell(hooks.on_run, run)
+        _tell(hooks.on_stage, "starting the workers")
         with _going_on(run), recorded(found, job, run) as record, logged(run) as logs:
 
             def on_epoch(report: EpochReport) -> None:
@@ -188,6 +193,7 @@ def _run(
                 again = f"mlaas train --resume {run} then exports it without training anew"
                 raise ExportError(error.message, f"{error.remedy}, in {code_of(job, run)}; {again}") from None
             logs.complete(trained.metrics["history"])
+    _tell(hooks.on_stage, "drawing the report and packaging the model")
     with _going_on(run):
         return _packaged(job, run, found, census, task, trained, warnings)
 

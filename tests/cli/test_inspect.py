@@ -124,6 +124,50 @@ split: {{key: n}}
 
 
 @pytest.mark.usefixtures("ray_local")
+def test_a_jobs_cut_flow_is_shown(tmp_path: Path) -> None:
+    n = np.arange(200)
+    files = [write(tmp_path / f"{name}.root", n=n + shift) for name, shift in (("a", 0), ("b", 100))]
+    (tmp_path / "job.yaml").write_text(
+        f"""
+datasets:
+  one: {{files: {files[0]}, label: 1}}
+  other: {{files: {files[1]}, label: 0}}
+select: (n >= 50) & (n < 150)
+"""
+    )
+    for _ in range(2):  # the second time from what was remembered
+        done = inspect(tmp_path / "job.yaml")
+        assert done.exit_code == 0, done.stderr
+        lines = [line.split() for line in done.stdout[done.stdout.index("cut flow") :].splitlines()]
+        assert lines[2:8] == [
+            ["one", "all", "events", "200"],
+            ["n", ">=", "50", "150", "75.0%", "75.0%"],
+            ["n", "<", "150", "100", "66.7%", "50.0%"],
+            ["other", "all", "events", "200"],
+            ["n", ">=", "50", "200", "100.0%", "100.0%"],
+            ["n", "<", "150", "50", "25.0%", "25.0%"],
+        ]
+    census = json.loads(inspect(tmp_path / "job.yaml", "--json").stdout)["census"]
+    assert [one["passed"] for one in census["datasets"]] == [[150, 100], [200, 50]]
+    # a sample does not know, and is not to read all
+    assert "cut flow" not in inspect(tmp_path / "job.yaml", "--sample", "0.5").stdout
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_on_80_columns_no_name_and_no_number_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "HLT_Ele32_WPTight_Gsf_L1DoubleEG_of_which_the_name_is_long"
+    monkeypatch.setenv("COLUMNS", "80")
+    file = write(tmp_path / "a.root", **{long: np.full(200, -1.234e-21)})
+    done = inspect(file)
+    assert done.exit_code == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout
+    assert done.stdout.count("-1.234e-21") >= 3  # at least least, median and largest
+    name = "".join(line.split(" ")[0] for line in done.stdout[done.stdout.index("HLT") :].splitlines())
+    assert name.startswith(long)
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_asked_again_neither_ray_nor_a_reader_is_loaded(tmp_path: Path) -> None:
     path = write(tmp_path / "a.root")
     first = inspect(path, "--json")

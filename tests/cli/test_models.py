@@ -1,10 +1,12 @@
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
 
 from mlaas_ray.cli.main import app
 from mlaas_ray.repository import Repository
+from tests.terminal import on_terminal
 
 
 @pytest.fixture
@@ -82,8 +84,82 @@ def test_an_alias_is_given_shown_and_moved(mlaas, repository, onnx_package):
     # on to where another alias is
     assert "toy:production is toy:2" in mlaas("alias", "toy:candidate", "production", *where).output
     assert repository.aliases("toy") == {"candidate": 2, "production": 2}
-    assert json.loads(mlaas("delete", "toy:production", "--json", *where).stdout) == {"deleted": ["toy:2"]}
+    refused = mlaas("delete", "toy:production", *where, code=2).stderr
+    assert "toy:candidate, toy:production" in refused
+    assert "--force" in refused
+    assert repository.versions("toy") == [1, 2]
+    gone = mlaas("delete", "toy:production", "--force", "--json", *where).stdout
+    assert json.loads(gone) == {"deleted": ["toy:2"]}
     assert (repository.versions("toy"), repository.aliases("toy")) == ([1], {})
+
+
+def test_a_version_is_shown_to_people_and_not_as_json(mlaas, repository, onnx_package):
+    repository.publish(onnx_package, "higgs")
+    repository.set_alias("higgs", "production")
+    done = mlaas("show", "higgs", "--repository", repository.root)
+    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[:-2])
+    assert rows["model"] == "higgs:1 (production)"
+    assert rows["answers"].startswith("binary")
+    assert "AUC 0.9000" in done.stdout
+    assert rows["columns"].startswith("5: MET_pt, run, Jet_pt_0")
+    assert str(repository.root / "higgs" / "1") in done.stdout
+    assert not set('{}"') & set(done.stdout)
+
+
+def test_a_package_is_found_by_its_run(mlaas, repository, onnx_package, tmp_path):
+    where = ("--repository", repository.root)
+    runs = tmp_path / "runs"
+    shutil.copytree(onnx_package.path, runs / "higgs-20261126-101500-ab12" / "package")
+    for named in (
+        runs / "higgs-20261126-101500-ab12" / "package",
+        runs / "higgs-20261126-101500-ab12",
+        runs,
+        runs / "higgs",
+    ):
+        assert "published higgs:" in mlaas("publish", named, "--name", "higgs", *where).output
+    assert repository.versions("higgs") == [1, 2, 3, 4]
+    # of several none is guessed
+    shutil.copytree(onnx_package.path, runs / "higgs-20261127-101500-cd34" / "package")
+    for named in (runs, runs / "higgs"):
+        said = mlaas("publish", named, *where, code=2).stderr
+        assert "has 2 packages" in said
+        assert said.index("higgs-20261127-101500-cd34") < said.index("higgs-20261126-101500-ab12")
+    assert "Did you mean 'runs'?" in mlaas("publish", tmp_path / "rums", *where, code=2).stderr
+
+
+def test_a_run_that_has_not_ended_has_no_package(mlaas, repository, tmp_path):
+    run = tmp_path / "runs" / "higgs-1"
+    run.mkdir(parents=True)
+    (run / "job.yaml").write_text("")
+    said = mlaas("publish", run, "--repository", repository.root, code=2).stderr
+    assert f"mlaas train --resume {run}" in said
+
+
+@pytest.mark.parametrize(("typed", "status", "left"), [("y\n", 0, []), ("n\n", 1, [1])])
+def test_on_a_terminal_deleting_what_an_alias_stands_for_is_asked(
+    repository, onnx_package, typed, status, left
+):
+    repository.publish(onnx_package, "higgs")
+    repository.set_alias("higgs", "production")
+    found, shown = on_terminal("models", "delete", "higgs", "--repository", repository.root, typed=typed)
+    assert "higgs:production: delete all? [y/N]" in shown
+    assert (found, [version.version for version in repository.list()]) == (status, left)
+
+
+def test_what_no_alias_stands_for_is_deleted_at_once(mlaas, repository, onnx_package):
+    for _ in range(2):
+        repository.publish(onnx_package, "higgs")
+    repository.set_alias("higgs", "production", 2)
+    assert "deleted higgs:1" in mlaas("delete", "higgs:1", "--repository", repository.root).output
+    assert "--force" in mlaas("delete", "higgs", "--repository", repository.root, code=2).stderr
+
+
+def test_a_repository_that_is_not_there_is_said_to_be_so(mlaas, tmp_path):
+    found = mlaas("list", "--repository", tmp_path / "nowhere")
+    assert "nowhere is not there yet" in found.stdout
+    assert (
+        "there is no such folder" in mlaas("show", "x", "--repository", tmp_path / "nowhere", code=2).stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,16 @@ def test_a_taken_port_is_one_line_and_status_2(served):
     assert "Traceback" not in said.stderr
 
 
+def test_a_folder_that_is_not_there_is_no_repository(tmp_path):
+    for missing in (tmp_path / "modles", tmp_path / "file"):
+        (tmp_path / "file").write_text("")
+        command = [*MLAAS, "serve", "--repository", str(missing)]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (said.returncode, said.stdout) == (2, "")
+        assert said.stderr.startswith(f"error: there is no folder {missing} of models")
+        assert f"mkdir -p {missing}" in said.stderr
+
+
 def test_help_shows_how():
     said = subprocess.run([*MLAAS, "serve", "--help"], capture_output=True, text=True, timeout=240)
     assert said.returncode == 0

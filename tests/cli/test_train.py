@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -105,6 +106,15 @@ def test_a_job_becomes_a_published_model(trained: Trained) -> None:
 def test_what_goes_on_is_told_line_by_line(trained: Trained) -> None:
     lines = trained.printed.splitlines()
     assert f"run: {trained.run}" in lines
+    (logs,) = (line.removeprefix("Ray's logs: ") for line in lines if line.startswith("Ray's logs: "))
+    assert Path(logs).is_dir()
+    # each silence has one line
+    stages = [line for line in lines if line.endswith(" …")]
+    assert stages == [
+        "starting the workers …",
+        "exporting and judging the model …",
+        "drawing the report and packaging the model …",
+    ]
     assert any(
         line.startswith("6,000 events in 2 files (background 3,000, signal 3,000); ") for line in lines
     )
@@ -425,7 +435,8 @@ def test_a_model_to_begin_with_that_is_missing_is_named(samples: dict[str, Path]
 def check(outcome: tuple[int, str], message: str, folder: Path) -> None:
     status, printed = outcome
     assert status == 2, printed
-    last = printed.rstrip("\n").splitlines()[-1]
+    # below the line there may be the place in an expression
+    last = re.sub(r"\n    .*\n *\^+\n$", "\n", printed).splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
     assert "Traceback" not in printed

@@ -9,6 +9,7 @@ from typing import Any
 import awkward as ak
 import numpy as np
 import pytest
+import vector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,9 @@ def evaluate(text: str, arrays: Any = None) -> list[Any]:
         ("nJet & 2", [2, 0, 0]),
         ("nJet & (MET_pt > 5)", [True, False, True]),
         ("(nJet & 1) == 1", [True, False, True]),
+        ("(nJet > 0) ^ (MET_pt > 20)", [True, False, False]),
+        ('branch("odd name") ** 0', [1, NAN, 1]),  # numpy's own would be 1
+        ('1 ** branch("odd name")', [1, NAN, 1]),
         ("1 if nJet > 1 else MET_pt", [1, 0, 35]),
         ("where(Jet_pt > 25, 1, 0)", [[1, 1, 0], [], [1]]),
         ("clip(MET_pt, 5, 20)", [10, 5, 20]),
@@ -182,6 +186,105 @@ def test_four_vectors_agree_with_their_formulas() -> None:
         evaluate("delta_r(Jet_eta, Jet_phi, Jet_eta[:, 0], Jet_phi[:, 0])", arrays)[0],
         np.hypot(eta - eta[0], (phi - phi[0] + math.pi) % (2 * math.pi) - math.pi),
     )
+
+
+# Events of no, one, two, three and four objects, and one of two of which one has no value.
+FEW = {
+    name: ak.Array([(values + values)[:n] for n in range(5)] + [[values[0], missing]])
+    for name, values, missing in (
+        ("pt", [50.0, 40.0], NAN),
+        ("eta", [1.0, -0.5], 2.0),
+        ("phi", [0.3, -3.0], 1.0),
+        ("mass", [5.0, 3.0], 0.1),
+        ("id", [3, 1], 1),
+        ("tight", [True, False], True),
+    )
+}
+
+
+def mass_by_vector(event: dict[str, list[float]], least: int) -> float:
+    """Return the mass of an event's objects together by vector; NaN of fewer than ``least``."""
+    objects = [vector.obj(**dict(zip(event, one, strict=True))) for one in zip(*event.values(), strict=True)]
+    return NAN if len(objects) < least else sum(objects[1:], objects[0]).mass
+
+
+@pytest.mark.parametrize(
+    ("range_", "chosen", "least"),
+    [
+        ("", slice(None), 2),
+        ("[:, :2]", slice(2), 2),
+        ("[:, 1:3]", slice(1, 3), 2),
+        ("[:, :4]", slice(4), 4),
+        ("[:, -3:]", slice(-3, None), 3),
+        ("[:, :4:2]", slice(0, 4, 2), 2),
+        ("[:, 1:]", slice(1, None), 2),
+    ],
+)
+def test_a_mass_of_fewer_objects_than_were_asked_for_is_no_value(
+    range_: str, chosen: slice, least: int
+) -> None:
+    names = ("pt", "eta", "phi", "mass")
+    events = [{name: FEW[name][i].to_list()[chosen] for name in names} for i in range(len(FEW["pt"]))]
+    expected = [mass_by_vector(event, least) for event in events]
+    assert np.isfinite(expected).any()
+    pt, eta, phi, mass = (f"{name}{range_}" for name in ("pt", "eta", "phi", "mass"))
+    for text in (
+        f"invariant_mass({pt}, {eta}, {phi}, {mass})",
+        f"invariant_mass(1.0 * {pt}, abs({eta}) * sign({eta}), {phi}, where({pt} > 0, {mass}, {mass}))",
+    ):
+        np.testing.assert_allclose(evaluate(text, FEW), expected, rtol=1e-9)
+
+
+def test_a_mass_of_objects_in_an_order_or_under_a_condition_is_of_at_least_two() -> None:
+    best = "[argsort(pt, ascending=False)[:, :3]]"
+    pt, eta, phi, mass = (f"{name}{best}" for name in ("pt", "eta", "phi", "mass"))
+    found = evaluate(f"invariant_mass({pt}, {eta}, {phi}, {mass})", FEW)
+    assert np.isnan(found).tolist() == [True, True, True, False, False, True]
+    pt, eta, phi, mass = (f"{name}[id > 2]" for name in ("pt", "eta", "phi", "mass"))
+    found = evaluate(f"invariant_mass({pt}, {eta}, {phi}, {mass})", FEW)
+    assert np.isnan(found).tolist() == [True, True, True, False, False, True]
+    # one was asked for, and is there
+    one = evaluate("invariant_mass(pt[:, :1], eta[:, :1], phi[:, :1], mass[:, :1])", FEW)
+    np.testing.assert_allclose(one, [NAN, 5, 5, 5, 5, 5])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{name}[:, 1]" for name in FEW),
+        "first(pt[:, 1:])",
+        "pt[:, -2]",
+        "pt[:, 1] ** 0",
+        "id[:, 1] ** 0",
+        "sign(id[:, 1])",
+        "-tight[:, 1]",
+        "min(pt[:, 1:])",
+        "max(id[:, 1:])",
+        "mean(tight[:, 1:])",
+        "std(pt[:, 1:])",
+        "var(id[:, 1:])",
+        "leading(id[:, 1:], pt[:, 1:])",
+        "id[:, argmax(pt[:, 1:])]",
+        "delta_phi(phi[:, 0], phi[:, 1])",
+        "delta_r(eta[:, 0], phi[:, 0], eta[:, 1], phi[:, 1])",
+        "invariant_mass("
+        + ", ".join(f"{n}[:, {i}]" for i in (0, 1) for n in ("pt", "eta", "phi", "mass"))
+        + ")",
+    ],
+)
+def test_what_needs_a_second_object_is_no_value_without_one(text: str) -> None:
+    there = np.isfinite(np.array(evaluate(text, FEW), float))
+    assert there.tolist()[:5] == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize("name", ["pt", "id", "tight"])
+@pytest.mark.parametrize("function", ["sum", "prod", "min", "max", "mean", "var", "std", "any", "all"])
+def test_reductions_of_few_objects_are_those_of_awkward(function: str, name: str) -> None:
+    for array in (FEW[name], ak.Array(np.array([[1.0, 4.0], [2.0, 2.0]]))):
+        # awkward knows a value that is not there as None; a condition on it is false
+        lacking = ak.nan_to_num(array) if function in ("any", "all") else ak.nan_to_none(array)
+        expected = ak.fill_none(getattr(ak, function)(lacking, axis=1), NAN)
+        np.testing.assert_allclose(evaluate(f"{function}(x)", {"x": array}), expected)
 
 
 # What MLaaS4HEP's preproc.json can say, said here.
@@ -372,7 +475,12 @@ def test_the_common_mistake_of_precedence_is_explained(text: str) -> None:
         ("Jet_pt[nJet > 1]", FeatureError, "conditions on events belong into select"),
         ("Jet_pt[Jet_pt]", FeatureError, "an index is a condition or whole numbers"),
         ("Jet_pt[:, MET_pt]", FeatureError, "one whole number an event"),
-        ("MET_pt ^ 2", FeatureError, "a power is written x**2"),
+        ("MET_pt ^ 2", FeatureError, "Use ** for a power: x**2"),
+        ("nJet ^ 2", FeatureError, "Use ** for a power"),
+        ("Jet_id ^ Jet_tight", FeatureError, "Use ** for a power"),
+        ("MET_pt & 2", FeatureError, "Compare first"),
+        ("Jet_pt[:, MET_pt > 5]", FeatureError, "one whole number an event"),
+        ("leading(Jet_pt, MET_pt)", FeatureError, "a list of objects is due"),
         ("~MET_pt", FeatureError, "Compare first"),
         ("invariant_mass(nJet, nJet, nJet, nJet)", FeatureError, "needs branches with objects"),
     ],

@@ -76,3 +76,29 @@ def test_an_unknown_key_is_reported_before_what_it_may_have_caused() -> None:
 def test_what_holds_no_keys_is_refused(values: object) -> None:
     with pytest.raises(JobError, match=r"job\.yaml holds no keys and values, but"):
         Job.of(values, "job.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("epochs", "'train.epochs'"),
+        ("epoch", "'train.epochs'"),
+        ("workers", "'train.workers'"),
+        ("patience", "'train.early_stopping.patience'"),
+        ("exclude", "'inputs.exclude'"),
+        ("label", "'datasets.NAME.label'"),
+        ("train.validation", "'split.validation'"),
+        # what is like a neighbour is that
+        ("datasts", "'datasets'"),
+        ("train.epoch", "'epochs'"),
+    ],
+)
+def test_a_key_of_another_section_is_offered_with_its_path(key: str, meant: str) -> None:
+    from mlaas_ray.workflows.job import Job
+    from mlaas_ray.workflows.overrides import changed
+
+    datasets = {"a": {"files": "a.root", "label": 1}, "b": {"files": "b.root", "label": 0}}
+    with pytest.raises(JobError) as caught:
+        Job.of(changed({"datasets": datasets}, [f"{key}=3"]), "the job")
+    assert caught.value.message == f"unknown key {key!r} in the job"
+    assert f"Did you mean {meant}" in caught.value.remedy
