@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from mlaas_ray.core.errors import DataError
-from tests.training import test_frameworks as frameworks
+from tests.training.test_frameworks import events, network, task_of
 
 TREES = {"max_depth": 3, "trees_per_epoch": 10, "subsample": 0.5}
 # uneven, and some of them empty
@@ -31,7 +31,7 @@ class Blocks:
     def __init__(self, kind: str, sizes: Sequence[int], worse: int | None = None) -> None:
         self.sizes = sizes
         self.ends = np.cumsum([0, *sizes])
-        self.batch = frameworks.events(int(self.ends[-1]), 3, kind)
+        self.batch = events(int(self.ends[-1]), 3, kind)
         self.passes = 0
         self.worse = worse
 
@@ -69,10 +69,10 @@ def learnt(
     from mlaas_ray.training.steps import Epoch
     from mlaas_ray.training.stream import EventStream
 
-    task = frameworks.task_of(kind)
+    task = task_of(kind)
     source = Blocks(kind, BLOCKS, worse)
     stream = EventStream(source, 3, limit, targets=task.target_shape, seed=1, group=Group())
-    network, _ = frameworks.network("xgboost", kind, parameters=parameters)
+    trees, _ = network("xgboost", kind, parameters=parameters)
     for number in epochs:
         stream.start(Cursor.start(number))
         if ahead:
@@ -88,17 +88,17 @@ def learnt(
             rate=lambda seen: 0.3,
         )
         try:
-            network.learn(epoch)
+            trees.learn(epoch)
         finally:
             stream.close()
-    return network, source
+    return trees, source
 
 
 def plain(kind: str, batch: Any, target: int, epochs: int) -> Any:
     """Grow the same trees with XGBoost alone, on one array."""
     import xgboost
 
-    task = frameworks.task_of(kind)
+    task = task_of(kind)
     y, weight = batch.y, batch.weight
     if kind == "binary":
         weight = weight * np.where(y > 0.5, np.float32(0.5), np.float32(2.0))
@@ -123,9 +123,9 @@ def plain(kind: str, batch: Any, target: int, epochs: int) -> Any:
 
 
 def compared(kind: str, limit: int, ahead: bool) -> list[bool]:
-    network, source = learnt(kind, limit, ahead, (0, 1))
+    trees, source = learnt(kind, limit, ahead, (0, 1))
     same = []
-    for target, (booster, data) in enumerate(zip(network._boosters, network._data, strict=True)):
+    for target, (booster, data) in enumerate(zip(trees._boosters, trees._data, strict=True)):
         alone, whole = plain(kind, source.batch, target, 2)
         bins, expected = data.get_quantile_cut(), whole.get_quantile_cut()
         same += [np.array_equal(a, b) for a, b in zip(bins, expected, strict=True)]
@@ -147,10 +147,8 @@ def drawn(count: int) -> Any:
     """What each of a forest's trees has seen, when each epoch is one tree."""
     import json
 
-    network, _ = learnt(
-        "regression", 1 << 20, False, range(count), parameters={**TREES, "trees_per_epoch": 1}
-    )
-    trees = json.loads(network._boosters[0].save_raw("json").decode())["learner"]["gradient_booster"]["model"]
+    forest, _ = learnt("regression", 1 << 20, False, range(count), parameters={**TREES, "trees_per_epoch": 1})
+    trees = json.loads(forest._boosters[0].save_raw("json").decode())["learner"]["gradient_booster"]["model"]
     return [tree["sum_hessian"][0] for tree in trees["trees"]]
 
 
