@@ -62,14 +62,12 @@ class Network(ABC):
     It is given raw values, NaN where there is none, and answers as :class:`~mlaas_ray.core.task.Task` says.
 
     Attributes:
-        rereads: Whether it sees the stream in every epoch, not only in the first.
         steps_ahead: How many steps before its own a batch is staged: on a GPU one, to be copied beside what
             is computed; on a CPU none, as it would be out of the cache again.
         trial: Whether a few made-up events show that it learns and is exported. Trees do not grow on them
             where their leaves must be heavy.
     """
 
-    rereads = True
     steps_ahead = 0
     trial = True
 
@@ -145,6 +143,8 @@ class Framework(Protocol):
         defaults: Of settings that a job may leave out: ``epochs``, ``learning_rate``, ``schedule``.
         model_format: What it exports.
         collective_on_gpu: What ``torch.distributed`` speaks when workers have GPUs: ``nccl`` or ``gloo``.
+        by_steps: Whether its networks see each epoch in steps, so that its events are read ahead; may be left
+            out, and is true then.
     """
 
     @property

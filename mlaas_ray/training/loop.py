@@ -44,7 +44,7 @@ from mlaas_ray.training.settings import EpochReport, StepReport, TrainSettings, 
 from mlaas_ray.training.source import Source
 from mlaas_ray.training.state import BEST, LAST, NETWORK, Progress, load_progress, restore, save_state
 from mlaas_ray.training.steps import Epoch
-from mlaas_ray.training.stream import EventStream, ValidationEvents
+from mlaas_ray.training.stream import EventStream, OrderedEvents
 
 # Seconds between reports within an epoch.
 _REPORT_S = 1.0
@@ -130,7 +130,7 @@ class _Worker:
             seed=run.seed,
             group=self.group,
         )
-        self.validation = ValidationEvents(run.validation, settings.shuffle_bytes // 2, group=self.group)
+        self.validation = OrderedEvents(run.validation, settings.shuffle_bytes // 2, group=self.group)
         self.progress = Progress(Cursor.start(0))
         self._epochs = settings.epochs or 1
         self._told = (time.monotonic(), 0)
@@ -172,11 +172,16 @@ class _Worker:
         """Make the network, while the first events are read."""
         run = self.run
         self.stream.start(self.progress.cursor)
-        if self.progress.cursor.epoch < self._epochs:
-            self.stream.read_ahead()
+        self._read_ahead()
         threads = max(1, int(run.settings.cpus_per_worker or 1))
         self.framework.prepare(threads, run.seed, run.settings.precision)
         self.network = self.framework.network(self._setup)
+
+    def _read_ahead(self) -> None:
+        """Begin to read the epoch that was started, if it will be seen in steps."""
+        by_steps = getattr(self.framework, "by_steps", True)
+        if by_steps and self.stream.epoch < self._epochs:
+            self.stream.read_ahead()
 
     def _epoch(self) -> None:
         """Train what is left of an epoch, judge, and report."""
@@ -194,8 +199,7 @@ class _Worker:
         # the next epoch's first events are read while this one's network is judged and kept
         following = self.stream.following()
         self.stream.start(following)
-        if self.network.rereads and following.epoch < self._epochs:
-            self.stream.read_ahead()
+        self._read_ahead()
         judged = self._judged()
         progress.training, progress.validation = trained.summary(), judged.summary()
         progress.events += trained.events
@@ -213,9 +217,6 @@ class _Worker:
     def _begun(self, number: int) -> Epoch:
         """Return an epoch as far as it has come."""
         run, progress = self.run, self.progress
-        scores = scores_of(run.task)
-        if progress.scores is not None and self.group.rank == 0:
-            scores = progress.scores  # of all ranks, before
         epoch = Epoch(
             number=number,
             task=run.task,
@@ -223,7 +224,7 @@ class _Worker:
             group=self.group,
             batch_size=run.settings.batch_size,
             weighting=run.weighting,
-            scores=scores,
+            scores=self._counted(),
             rate=self._rate,
             every_steps=run.settings.checkpoint.every_steps,
             on_round=lambda due: self._between(epoch, due),
@@ -234,6 +235,11 @@ class _Worker:
         self._told = (time.monotonic(), epoch.events)
         return epoch
 
+    def _counted(self) -> Scores:
+        """Return what scores are added to from here on: on rank 0 to those of all ranks so far."""
+        before = self.progress.scores
+        return before if before is not None and self.group.rank == 0 else scores_of(self.run.task)
+
     def _between(self, epoch: Epoch, due: bool) -> None:
         """Between rounds of steps: write a checkpoint that is due, and tell how far it is."""
         progress = self.progress
@@ -242,6 +248,8 @@ class _Worker:
             progress.cursor = self.stream.cursor()
             progress.scores = self._merged(epoch.scores)
             self._checkpoint()
+            # as who goes on from here will: sums of the same numbers in another order end in other digits
+            epoch.scores = self._counted()
             self._reseed(epoch)
         now, (before, events) = time.monotonic(), self._told
         if self.group.rank == 0 and now - before >= _REPORT_S:

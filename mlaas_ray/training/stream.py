@@ -1,8 +1,9 @@
-"""Streams: one worker's training events, mixed anew each epoch, and its validation events in their order."""
+"""Streams: one worker's events, mixed anew each epoch, or in their order as often as they are wanted."""
 
 from __future__ import annotations
 
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -53,6 +54,7 @@ class EventStream:
         self._loader: Loader | None = None
         self._deal = Deal((), [], np.empty(0, np.int64), 0)
         self._cursor = Cursor.start(0)
+        self._wanted = 0  # blocks that were dealt to this rank, or left to it in windows
         self._kept: Cursor | None = None
         self._windows: list[Window] = []  # those of this epoch, as far as they were read
         self._waiting: deque[Window] = deque()  # of them, those still in memory whose turn has not come
@@ -61,14 +63,19 @@ class EventStream:
         self.waited = 0.0
 
     @property
+    def epoch(self) -> int:
+        """Number of the epoch that was started, from 0."""
+        return self._cursor.epoch
+
+    @property
     def ready(self) -> int:
         """Events that may be taken now."""
         return sum(window.left for window in self._at_hand)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing comes after those."""
-        return not self._waiting and self._loader is not None and self._loader.ended
+        """Whether nothing comes after those: the same wherever the epoch was begun, or gone on with."""
+        return not self._waiting and self._blocks_in(self._windows) == self._wanted
 
     def start(self, cursor: Cursor) -> None:
         """Begin an epoch, or go on in the middle of one; all ranks at the same place.
@@ -88,6 +95,8 @@ class EventStream:
         self._windows, self._waiting, self._kept = [], deque(), None
         blocks = self._source.blocks(cursor.source)
         self._deal = cursor.deal(blocks, self._group.rank, self._group.size)
+        groups, rest = self._asked
+        self._wanted = sum(map(len, groups)) + len(rest)
 
     def read_ahead(self) -> None:
         """Begin to fill the memory for the epoch that was started, if that was not begun."""
@@ -95,23 +104,14 @@ class EventStream:
             groups, rest = self._asked
             self._loader = Loader(self._tables(groups, rest), groups, rest, self._buffers)
 
-    def everything(self) -> Iterator[Batch]:
-        """Give all events of this rank in the epoch, in no drawn order; a batch lasts until the next.
+    def everything(self) -> OrderedEvents:
+        """Return the events of this rank in the first epoch, the same in any number of passes.
 
-        What was read ahead is used the first time; then they are read anew.
+        What was read ahead is let go of: windows hold what fits into them, and would not be read so again.
         """
-        loader, self._loader = self._loader, None
-        if loader is None:
-            for table in self._tables(*self._asked):
-                yield from batches(table)
-            return
-        try:
-            while (window := loader.next()) is not None:
-                assert window.buffer is not None
-                yield window.buffer.events(window.size)
-                loader.give_back(window)
-        finally:
-            loader.close()
+        if not self._windows:
+            self.close()
+        return OrderedEvents(self._source, self._limit, group=self._group, alike=True)
 
     def refill(self, least: int) -> None:
         """Read until so many events may be taken, or nothing more comes."""
@@ -124,9 +124,7 @@ class EventStream:
                 # windows of blocks so small, or uneven, that all of them do not make a few steps
                 self._buffers.append(Buffer(self._none, self._limit // BUFFERS))
                 self._loader.add(self._buffers[-1])
-            window = self._next()
-            if window is not None:
-                self._at_hand.append(window)
+            self._at_hand.append(self._next())
         self.waited += time.perf_counter() - begun
 
     def take(self, sizes: Sequence[int]) -> Iterator[Batch]:
@@ -177,33 +175,38 @@ class EventStream:
 
     @property
     def _position(self) -> Position:
-        there = [window.part for window in self._windows if window.buffer is not None]
+        # windows that are used up are wanted again in the next epoch if no more come than memory is for
+        few = len(self._windows) <= BUFFERS
+        there = [window.part for window in self._windows if few or window.left]
         coming = self._deal.parts[len(self._windows) :]
         own = self._windows[len(self._deal.parts) :]
-        taken = self._deal.taken + sum(len(window.blocks) for window in own)
-        return Position(taken, (*there, *coming))
+        return Position(self._deal.taken + self._blocks_in(own), (*there, *coming))
 
     @property
     def _is_whole(self) -> bool:
-        """Whether all blocks of the epoch that were dealt to this rank are in memory."""
-        held = sum(len(window.blocks) for window in self._windows if window.buffer is not None)
-        return self.ended and not self._deal.before and held == len(self._deal.blocks)
+        """Whether all blocks of the epoch that were dealt to this rank are in memory.
 
-    def _next(self) -> Window | None:
+        It depends on the blocks alone, as the next epoch's order depends on it: not on how many buffers there
+        are by now, nor on how far the thread is that fills them.
+        """
+        there = self._blocks_in(self._windows) == len(self._deal.blocks)
+        return there and self.ended and not self._deal.before and len(self._windows) <= BUFFERS
+
+    @staticmethod
+    def _blocks_in(windows: Sequence[Window]) -> int:
+        return sum(len(window.blocks) for window in windows)
+
+    def _next(self) -> Window:
         if self._waiting:
             return self._waiting.popleft()
         assert self._loader is not None
         window = self._loader.next()
-        if window is not None:
-            number = len(self._windows)
-            part: Part | None = self._deal.parts[number] if number < len(self._deal.parts) else None
-            if part is not None and part.size != window.size:
-                raise DataError(
-                    f"{len(part.blocks)} blocks held {part.size:,} events before, and {window.size:,} now",
-                    "Train anew: the files, or what can be read of them, have changed",
-                )
-            window.begin(self._seed, self._cursor.epoch, part.seen if part else 0)
-            self._windows.append(window)
+        number = len(self._windows)
+        part: Part | None = self._deal.parts[number] if number < len(self._deal.parts) else None
+        if part is not None and part.size != window.size:
+            raise _changed(f"{len(part.blocks)} blocks", part.size, window.size)
+        window.begin(self._seed, self._cursor.epoch, part.seen if part else 0)
+        self._windows.append(window)
         return window
 
     def _batch(self, size: int) -> Batch:
@@ -219,26 +222,29 @@ class EventStream:
 
     def _give_back(self) -> None:
         """Let the memory of windows that nobody looks at any more serve others."""
-        if self._loader is not None and not self._loader.ended:
+        if self._loader is not None and not self.ended:
             for window in self._used:
                 self._loader.give_back(window)
         self._used.clear()
 
 
-class ValidationEvents:
-    """One rank's validation events, in their order; kept in memory when they fit.
+class OrderedEvents:
+    """One rank's events of the first epoch in their order, a batch a block; kept in memory when they fit.
 
     Args:
         source: Where they come from.
         limit: Memory for keeping them, in bytes.
         group: The ranks.
+        alike: Whether it is an error when a block is read again and is not what it was, to the last bit.
     """
 
-    def __init__(self, source: EventSource, limit: int, *, group: Group) -> None:
+    def __init__(self, source: EventSource, limit: int, *, group: Group, alike: bool = False) -> None:
         self._source = source
         self._limit = limit
         self._group = group
+        self._alike = alike
         self._kept: list[Batch] | None = None
+        self._known: dict[int, tuple[int, int]] = {}  # by block: events, and their checksum
 
     def __iter__(self) -> Iterator[Batch]:
         if self._kept is not None:
@@ -247,13 +253,38 @@ class ValidationEvents:
         own = range(self._group.rank, self._source.blocks(0), self._group.size)
         kept: list[Batch] | None = []
         size = 0
-        for table in self._source.tables(0, own, readers=self._group.size):
-            for events in batches(table):
-                yield events
-                size += events.x.nbytes + events.y.nbytes + events.weight.nbytes
-                if kept is not None and size <= self._limit:
-                    # copies: the originals lie in memory that the next blocks need
-                    kept.append(Batch(events.x.copy(), events.y.copy(), events.weight.copy()))
-                else:
-                    kept = None
+        tables = self._source.tables(0, own, readers=self._group.size)
+        for block, table in zip(own, tables, strict=True):
+            parts = list(batches(table))
+            if self._alike:
+                self._check(block, parts)
+            if not parts:
+                continue
+            events = Batch.joined(parts)
+            yield events
+            size += events.x.nbytes + events.y.nbytes + events.weight.nbytes
+            if kept is not None and size <= self._limit:
+                # copies: the originals lie in memory that the next blocks need
+                kept.append(Batch(events.x.copy(), events.y.copy(), events.weight.copy()))
+            else:
+                kept = None
         self._kept = kept
+
+    def _check(self, block: int, parts: Sequence[Batch]) -> None:
+        """Compare a block with what it was when it was read first."""
+        checksum = 0
+        for name in ("x", "y", "weight"):  # each over all parts: how a table is cut is not what it holds
+            for part in parts:
+                checksum = zlib.crc32(np.ascontiguousarray(getattr(part, name)).data, checksum)
+        found = sum(map(len, parts)), checksum
+        known = self._known.setdefault(block, found)
+        if known != found:
+            raise _changed(f"block {block}", known[0], found[0])
+
+
+def _changed(what: str, before: int, now: int) -> DataError:
+    found = f"{now:,} now" if now != before else "others now"
+    return DataError(
+        f"{what} held {before:,} events before, and {found}",
+        "Train anew: the files, or what can be read of them, have changed",
+    )

@@ -25,6 +25,9 @@ class Buffer:
     Args:
         like: A batch without events, of the shapes that events have.
         limit: Memory in bytes.
+
+    Attributes:
+        capacity: Events that are put together here; a single block may hold more, and then finds room too.
     """
 
     def __init__(self, like: Batch, limit: int) -> None:
@@ -35,7 +38,7 @@ class Buffer:
         """Copy events to rows from ``start`` on; what was there before them stays."""
         stop = start + len(events)
         if stop > len(self._events):
-            self._grow(start, max(self.capacity, stop))
+            self._grow(start, max(self.capacity, stop))  # which blocks make a window must not depend on it
         rows = self._events[slice(start, stop)]
         rows.x[:], rows.y[:], rows.weight[:] = events.x, events.y, events.weight
 
@@ -43,10 +46,10 @@ class Buffer:
         """Return the first events, without a copy."""
         return self._events[slice(0, count)]
 
-    def _grow(self, kept: int, capacity: int) -> None:
-        self.capacity, before = capacity, self.events(kept)
+    def _grow(self, kept: int, room: int) -> None:
+        before = self.events(kept)
         arrays = (before.x, before.y, before.weight)
-        self._events = Batch(*(np.empty((capacity, *array.shape[1:]), np.float32) for array in arrays))
+        self._events = Batch(*(np.empty((room, *array.shape[1:]), np.float32) for array in arrays))
         if kept:
             self.put(0, before)
 
@@ -115,27 +118,22 @@ class Loader:
         self._free: queue.SimpleQueue[tuple[Buffer, Window | None]] = queue.SimpleQueue()
         for buffer in buffers:
             self.add(buffer)
-        self._ready: queue.SimpleQueue[Window | BaseException | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Window | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self.ended = False
         self._thread = threading.Thread(target=self._work, name="windows", daemon=True)
         self._thread.start()
 
-    def next(self) -> Window | None:
-        """Wait for the next window; None after the last.
+    def next(self) -> Window:
+        """Wait for the next window; after the last, which the blocks tell, none must be asked for.
 
         Raises:
             Exception: What reading raised.
         """
-        if self.ended:
-            return None
         window = self._ready.get()
         if isinstance(window, Window):
             return window
-        self.ended = True
-        if window is not None:
-            raise window
-        return None
+        self._ready.put(window)
+        raise window
 
     def add(self, buffer: Buffer) -> None:
         """Give more memory."""
@@ -150,13 +148,11 @@ class Loader:
         """End the thread."""
         self._stop.set()
         self._thread.join()
-        self.ended = True
 
     def _work(self) -> None:
         try:
             for window in self._windows():
                 self._ready.put(window)
-            self._ready.put(None)
         except _ClosedError:
             pass
         except BaseException as error:

@@ -12,7 +12,7 @@ import ray
 from mlaas_ray.training.cursor import Cursor
 from mlaas_ray.training.events import StoredEvents
 from mlaas_ray.training.group import Group
-from mlaas_ray.training.stream import EventStream, ValidationEvents
+from mlaas_ray.training.stream import EventStream, OrderedEvents
 from tests.training.conftest import WIDTH
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -94,5 +94,5 @@ def test_streams_and_validation_read_it(toy_pair: Callable[..., Any], toy_events
     expected = toy_events(3000, 1)["x"].combine_chunks().to_numpy_ndarray()[:, 2]
     np.testing.assert_array_equal(np.sort(values), np.sort(expected))
     stream.close()
-    judged = [len(batch) for batch in ValidationEvents(validation, 1 << 22, group=Group())]
+    judged = [len(batch) for batch in OrderedEvents(validation, 1 << 22, group=Group())]
     assert sum(judged) == 601

@@ -21,6 +21,7 @@ from mlaas_ray.training.framework import INPUT, OUTPUT, Network, Setup, check_pa
 from mlaas_ray.training.group import Group
 from mlaas_ray.training.settings import ScheduleSettings
 from mlaas_ray.training.steps import Epoch
+from mlaas_ray.training.stream import OrderedEvents
 
 NATIVE = "model.ubj"
 TREES_PER_EPOCH = 30
@@ -56,6 +57,7 @@ class XGBoost:
     }
     model_format: ModelFormat = "onnx"
     collective_on_gpu = "gloo"
+    by_steps = False
 
     def __init__(self) -> None:
         self._threads = 1
@@ -109,7 +111,6 @@ class XGBoost:
 class XGBoostNetwork(Network):
     """A forest that grows; see :class:`mlaas_ray.training.framework.Network`."""
 
-    rereads = False
     trial = False
 
     def __init__(self, setup: Setup, threads: int, seed: int) -> None:
@@ -118,11 +119,11 @@ class XGBoostNetwork(Network):
         self._task = setup.task
         self._group = setup.group
         self._width = setup.width
+        self._seed = seed
         self._parameters = {
             "objective": _OBJECTIVES.get(setup.task.kind) or _LOSSES[setup.task.loss],
             "eta": setup.settings.learning_rate,
             "nthread": threads,
-            "seed": seed,
             "tree_method": "hist",
             "disable_default_eval_metric": True,
             "device": "cuda" if setup.settings.gpus_per_worker else "cpu",
@@ -140,13 +141,16 @@ class XGBoostNetwork(Network):
         with _together(self._group):
             begun = time.perf_counter()
             if not self._data:
-                self._data = [self._matrix(epoch, target) for target in range(len(self._boosters))]
+                events = epoch.stream.everything()
+                self._data = [self._matrix(epoch, events, n) for n in range(len(self._boosters))]
             read = time.perf_counter()
             epoch.stream.waited += read - begun
             for target, data in enumerate(self._data):
                 try:
                     self._boosters[target] = xgboost.train(
-                        {**self._parameters, "eta": epoch.rate(0)},
+                        # another seed each time: with the one it has, a forest in memory goes on drawing,
+                        # and one from a file draws the same rows and columns again
+                        {**self._parameters, "eta": epoch.rate(0), "seed": self._seed + epoch.number},
                         data,
                         num_boost_round=self._trees,
                         xgb_model=self._boosters[target],
@@ -197,8 +201,11 @@ class XGBoostNetwork(Network):
             written.append(NATIVE)
         return written
 
-    def _matrix(self, epoch: Epoch, target: int) -> Any:
-        """Sort this rank's values into bins, two passes over its events; no copy of them is kept."""
+    def _matrix(self, epoch: Epoch, events: OrderedEvents, target: int) -> Any:
+        """Sort this rank's values into bins, in four passes over its events (on GPUs two).
+
+        XGBoost counts in one pass what it fills with another's values: passes must be alike in every batch.
+        """
         import xgboost
 
         network = self
@@ -206,10 +213,10 @@ class XGBoostNetwork(Network):
         class Events(xgboost.DataIter):
             def __init__(self) -> None:
                 super().__init__()
-                self.batches = network._events(epoch)
+                self.batches = network._weighted(epoch, events)
 
             def reset(self) -> None:
-                self.batches = network._events(epoch)
+                self.batches = network._weighted(epoch, events)
 
             def next(self, take: Callable[..., Any]) -> bool:
                 batch = next(self.batches, None)
@@ -220,9 +227,9 @@ class XGBoostNetwork(Network):
 
         return xgboost.QuantileDMatrix(Events(), nthread=self._parameters["nthread"])
 
-    def _events(self, epoch: Epoch) -> Iterator[Batch]:
+    def _weighted(self, epoch: Epoch, events: OrderedEvents) -> Iterator[Batch]:
         empty = True
-        for batch in epoch.stream.everything():
+        for batch in events:
             weighted = epoch.weighted(batch)
             if len(weighted) and weighted.weight.min() < 0:
                 raise ModelError(
