@@ -121,8 +121,9 @@ def inspect(
     if job is None:
         warnings = cautions(found)
     else:
-        classes = [] if job.kind == "regression" else job.classes
-        warnings = cautions(found, census, classes, job.split.parts)
+        from mlaas_ray.workflows.learning import warnings_of
+
+        warnings = warnings_of(job, found, census)
     if json:
         counts = {} if census is None else {"census": census.document()}
         emit(document(found) | counts | {"warnings": [warning.document() for warning in warnings]})

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Events of a class below which a training, or its validation, says little.
 FEW_TRAINING = 100
 FEW_VALIDATION = 10
+# Events to learn from for each column below which trees did better than networks (docs/training/quality.md).
+FEW_FOR_A_NETWORK = 200
 # Branches that a line names; --json and the package have all.
 _SHOWN = 8
 
@@ -33,7 +35,7 @@ class Caution:
         remedy: What to do.
     """
 
-    kind: Literal["missing", "constant", "duplicate", "few"]
+    kind: Literal["missing", "constant", "duplicate", "few", "trees"]
     names: tuple[str, ...]
     datasets: tuple[str, ...]
     text: str
@@ -52,6 +54,8 @@ def cautions(
     census: Census | None = None,
     classes: Sequence[str] = (),
     parts: Sequence[tuple[float, float]] = (),
+    *,
+    network: bool = False,
 ) -> list[Caution]:
     """Return what should be looked at before a training on some events.
 
@@ -60,9 +64,11 @@ def cautions(
         census: Events of each class after the cuts, if they were counted.
         classes: Names of the classes in the order of their labels; none when targets are learnt.
         parts: The intervals of [0, 1) whose events are learnt from and judged by.
+        network: Whether it is one of our networks that learns, where trees could.
     """
     few = _few(census, classes, parts) if census is not None else ()
-    return [*_poor(found), *_same(found), *few]
+    trees = _trees(found, census, parts) if census is not None and network else ()
+    return [*_poor(found), *_same(found), *few, *trees]
 
 
 def _poor(found: FirstPass) -> Iterator[Caution]:
@@ -137,6 +143,21 @@ def _few(census: Census, classes: Sequence[str], parts: Sequence[tuple[float, fl
                 f"{events * judge:.0f} judged by",
                 "Add files, loosen select, or enlarge split.validation: scores of so few say little",
             )
+
+
+def _trees(found: FirstPass, census: Census, parts: Sequence[tuple[float, float]]) -> Iterator[Caution]:
+    """Tell when there are so few events for the columns that trees are likely to do better."""
+    start, stop = parts[0]
+    events, width = census.total.events * (stop - start), found.features.width
+    if 0 < events < FEW_FOR_A_NETWORK * width:
+        yield Caution(
+            "trees",
+            (),
+            tuple(sample.name for sample in found.samples),
+            f"there are about {events:,.0f} events to learn from for {width} columns, {events / width:.0f} each:"
+            f" with fewer than {FEW_FOR_A_NETWORK}, boosted trees often do better than a network",
+            "Try framework: xgboost too, or leave out inputs that tell nothing",
+        )
 
 
 # What a branch is in one dataset: ("missing", 0), ("constant", value), ("varies", 0) or ("unknown", 0).

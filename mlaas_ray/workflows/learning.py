@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from mlaas_ray.core.errors import JobError, LabelError
 from mlaas_ray.core.task import Task
-from mlaas_ray.streaming import Census
+from mlaas_ray.streaming import Census, FirstPass
+from mlaas_ray.streaming.cautions import Caution, cautions
 from mlaas_ray.training import Weighting
+from mlaas_ray.training.frameworks import FRAMEWORKS
 from mlaas_ray.workflows.job import Job
 
 
@@ -39,6 +41,19 @@ def task_of(job: Job, census: Census) -> Task:
                 f"The cut flow:\n    {census.flow()}",
             )
     return Task(kind=job.kind, names=tuple(job.classes))
+
+
+def warnings_of(job: Job, found: FirstPass, census: Census | None) -> list[Caution]:
+    """Return what should be looked at before a job is trained; see :func:`cautions`."""
+    ours = job.framework in FRAMEWORKS and job.framework != "xgboost"
+    own_code = job.model.name is not None and not job.model.name.isidentifier()
+    return cautions(
+        found,
+        census,
+        () if job.kind == "regression" else job.classes,
+        job.split.parts,
+        network=ours and not own_code and found.features.representation == "vector",
+    )
 
 
 def weighting_of(job: Job, census: Census) -> Weighting:

@@ -29,7 +29,7 @@ from mlaas_ray.streaming import (
     planned_events,
     take_census,
 )
-from mlaas_ray.streaming.cautions import Caution, cautions
+from mlaas_ray.streaming.cautions import Caution
 from mlaas_ray.training import LAST, EpochReport, StepReport, TrainedModel, check_workers, fit
 from mlaas_ray.workflows.cluster import connected, durable
 from mlaas_ray.workflows.job import Job
@@ -42,7 +42,7 @@ from mlaas_ray.workflows.keeping import (
     kept_job,
     kept_task,
 )
-from mlaas_ray.workflows.learning import task_of, weighting_of
+from mlaas_ray.workflows.learning import task_of, warnings_of, weighting_of
 from mlaas_ray.workflows.lineage import lineage
 from mlaas_ray.workflows.logs import logged
 from mlaas_ray.workflows.resuming import anything_left
@@ -174,7 +174,7 @@ def _run(
         classes = 0 if job.kind == "regression" else job.class_count
         census = take_census(found, reading=job.reading, classes=classes, progress=progress)
         _tell(hooks.on_census, census)
-        warnings = cautions(found, census, job.classes if classes else (), job.split.parts)
+        warnings = warnings_of(job, found, census)
         for warning in warnings:
             _tell(hooks.on_note, str(warning))
         task = kept_task(run, first) or task_of(job, census)

@@ -169,6 +169,20 @@ def test_few_events_of_a_regression_are_told(found: FirstPass) -> None:
     assert warned[-1].text.startswith("there are 60 events after the cuts (in a), of which about 48 are")
 
 
+@pytest.mark.parametrize(("events", "told"), [(199, True), (201, False)])
+def test_a_network_with_few_events_for_its_columns_is_told_of_trees(
+    found: FirstPass, events: int, told: bool
+) -> None:
+    count = round(events * found.features.width / 0.8)
+    asked = (found, census_of(a=count), ("a",), ((0.0, 0.8), (0.8, 1.0)))
+    warned = [one for one in cautions(*asked, network=True) if one.kind == "trees"]
+    assert len(warned) == told
+    assert "trees" not in {one.kind for one in cautions(*asked)}
+    for one in warned:
+        assert f"for {found.features.width} columns, {events} each" in one.text
+        assert "framework: xgboost" in one.remedy
+
+
 def test_the_census_of_real_datasets_names_small_classes(found: FirstPass) -> None:
     small = [found.samples[0], Sample(found.samples[1].files, None, 1.0, "signal")]
     cut = first_pass(small, Inputs(include=("x",), select="(x > 2.9) | (year == 2017)"), progress=False)
