@@ -154,8 +154,9 @@ def _trees(found: FirstPass, census: Census, parts: Sequence[tuple[float, float]
             "trees",
             (),
             tuple(sample.name for sample in found.samples),
-            f"there are about {events:,.0f} events to learn from for {width} columns, {events / width:.0f} each:"
-            f" with fewer than {FEW_FOR_A_NETWORK}, boosted trees often do better than a network",
+            f"there are about {events:,.0f} events to learn from for {width} columns, {events / width:.0f}"
+            " each: with"
+            f" fewer than {FEW_FOR_A_NETWORK}, boosted trees often do better than a network",
             "Try framework: xgboost too, or leave out inputs that tell nothing",
         )
 
