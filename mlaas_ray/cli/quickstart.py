@@ -15,7 +15,7 @@ from mlaas_ray.cli.training import Display
 def quickstart(
     folder: Annotated[Path, typer.Option(help="Where files, runs and models go.")] = Path("quickstart"),
     events: Annotated[int, typer.Option(min=1000, help="Simulated events of each sample.")] = 50_000,
-    framework: Annotated[str, typer.Option(help="torch or keras.")] = "torch",
+    framework: Annotated[str, typer.Option(help="torch, keras or xgboost.")] = "torch",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service.")] = 8083,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,
     json: Json = False,

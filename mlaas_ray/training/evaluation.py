@@ -91,7 +91,7 @@ def evaluate(
             rows["prediction"] = network.predict(rows["x"])
             used = weighting.of(rows["y"], rows["weight"])
             scores.add(rows["prediction"], rows["y"], used)
-            key = _hash(rows)
+            key = key_of(rows)
             answers = {name: rows[name] for name in ("prediction", "y", "weight", "dataset")}
             kept.add({**answers, "used_weight": used}, key)
             sample.add(rows, key)
@@ -245,8 +245,8 @@ def _pieces(arrays: Iterator[Rows], rows: int = 65536) -> Iterator[Rows]:
             yield {name: values[start : start + rows] for name, values in own.items()}
 
 
-def _hash(arrays: Rows) -> npt.NDArray[np.uint64]:
-    """Mix dataset, file and entry into one number."""
+def key_of(arrays: Rows) -> npt.NDArray[np.uint64]:
+    """Mix dataset, file and entry of events into one number each: that by which some are chosen."""
     value = np.zeros(len(arrays["entry"]), dtype=np.uint64)
     for name in ("dataset", "file", "entry"):
         value ^= arrays[name].astype(np.int64).view(np.uint64)

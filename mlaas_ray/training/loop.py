@@ -194,7 +194,7 @@ class _Worker:
         training = time.perf_counter() - began - (progress.seconds["saving"] - saving)
         spent = self._spent(training, self.stream.waited - waited, epoch.computed)
         trained = self._merged(epoch.scores)
-        _counted(trained, "training", "Check the selection and the split")
+        _weighed(trained, "training", "Check the selection and the split")
         self.network.settle()
         # the next epoch's first events are read while this one's network is judged and kept
         following = self.stream.following()
@@ -321,7 +321,7 @@ class _Worker:
                 weight = self.run.weighting.of(part.y, part.weight)
                 scores.add(self.network.predict(part.x), part.y, weight)
         total = self._merged(scores)
-        _counted(total, "validation", "Enlarge split.validation")
+        _weighed(total, "validation", "Enlarge split.validation")
         self.progress.seconds["judging"] += time.perf_counter() - begun
         return total
 
@@ -421,7 +421,7 @@ class _Worker:
         return model, {"result": result}
 
 
-def _counted(scores: Scores, part: str, remedy: str) -> None:
+def _weighed(scores: Scores, part: str, remedy: str) -> None:
     """Refuse events that no mean can be taken of.
 
     Raises:

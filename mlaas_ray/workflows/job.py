@@ -28,6 +28,7 @@ from mlaas_ray.workflows.sections import (
     LabelSettings,
     ModelSettings,
     PublishSettings,
+    ReportSettings,
     SplitSettings,
     SumSettings,
     TaskSettings,
@@ -58,6 +59,7 @@ class Job(Settings):
         model: Its name, and what it is built with.
         framework: ``torch``, ``keras``, ``xgboost``, or a file or function of one's own.
         train: How it learns.
+        report: What the report draws beside the usual.
         storage: Folder or URL of runs: checkpoints and packages.
         publish: Where the package goes; left out, it is only written.
     """
@@ -77,6 +79,7 @@ class Job(Settings):
     model: Annotated[ModelSettings, word("name")] = ModelSettings()
     framework: str = "torch"
     train: TrainSettings = TrainSettings()
+    report: ReportSettings = ReportSettings()
     storage: str = "runs"
     publish: PublishSettings | None = None
 

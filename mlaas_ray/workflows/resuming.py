@@ -68,6 +68,7 @@ KEYS: Mapping[str, str] = {
     "train.shuffle_bytes": "which events of an epoch were seen is told by windows of this size",
     "train.max_failures": "",
     "train.parameters": "the trees that there are were grown with them",
+    "report": "",
     "storage": "the run stays in its folder; move that, and give its new place to --resume",
     "publish": "",
 }

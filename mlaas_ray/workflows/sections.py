@@ -154,6 +154,17 @@ def _upper(stop: float) -> float:
     return 1.0 if stop > 1 - 1e-9 else stop
 
 
+class ReportSettings(Settings):
+    """What the report draws beside the usual.
+
+    Attributes:
+        against: Branches, also defined ones, that the score is drawn against, whether the model sees them or
+            not; left out, the two most important inputs.
+    """
+
+    against: Names = ()
+
+
 class PublishSettings(Settings):
     """Where the package goes when training is done.
 

@@ -47,6 +47,7 @@ from mlaas_ray.workflows.lineage import lineage
 from mlaas_ray.workflows.logs import logged
 from mlaas_ray.workflows.resuming import anything_left
 from mlaas_ray.workflows.run_folder import RunFolder, filesystem, scratch
+from mlaas_ray.workflows.spectators import spectators
 from mlaas_ray.workflows.sums import summed
 from mlaas_ray.workflows.waiting import waits_told
 
@@ -170,6 +171,7 @@ def _run(
             features=kept_features(run, first),
             progress=progress,
         )
+        beside = spectators(job, found, progress)
         _tell(hooks.on_first_pass, found)
         classes = 0 if job.kind == "regression" else job.class_count
         census = take_census(found, reading=job.reading, classes=classes, progress=progress)
@@ -193,9 +195,9 @@ def _run(
                 again = f"mlaas train --resume {run} then exports it without training anew"
                 raise ExportError(error.message, f"{error.remedy}, in {code_of(job, run)}; {again}") from None
             logs.complete(trained.metrics["history"])
-    _tell(hooks.on_stage, "drawing the report and packaging the model")
-    with _going_on(run):
-        return _packaged(job, run, found, census, task, trained, warnings)
+        _tell(hooks.on_stage, "drawing the report and packaging the model")
+        with _going_on(run):
+            return _packaged(job, run, found, beside, census, task, trained, warnings)
 
 
 def _trained(
@@ -245,6 +247,7 @@ def _packaged(
     job: Job,
     run: RunFolder,
     found: FirstPass,
+    beside: FirstPass | None,
     census: Census,
     task: Task,
     trained: TrainedModel,
@@ -266,7 +269,7 @@ def _packaged(
             "events_per_s": trained.events_per_s,
             "warnings": [warning.document() for warning in warnings],
         }
-        page = write_report(home / "report", folder, job, found.features, census, task, metrics)
+        page = write_report(home / "report", folder, job, found.features, census, task, metrics, beside)
         shutil.copyfile(page, folder / page.name)
         write_package(
             folder,

@@ -59,6 +59,7 @@ REFUSED = [
 ]
 ACCEPTED = [
     "datasets.a.files=[moved/a.root]",
+    "datasets.a.origin=a page",
     "datasets.a={das: /a/b/c, label: 1}",
     "reading.mode=plan",
     "reading.redirectors=[root://a/]",
@@ -76,10 +77,12 @@ ACCEPTED = [
     "train.learning_rate=0.1",
     "train.schedule=linear",
     "train.clip=1.0",
+    "train.average=0.9",
     "train.early_stopping={}",
     "train.early_stopping.patience=9",
     "train.checkpoint.keep=3",
     "train.max_failures=3",
+    "report.against=[mass]",
     "publish={aliases: candidate}",
 ]
 

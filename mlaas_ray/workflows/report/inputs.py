@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -143,7 +143,7 @@ def correlation(answers: Answers, task: Task) -> Draw:
     return draw
 
 
-def against(answers: Answers, task: Task, names: Sequence[str]) -> Draw:
+def against(answers: Answers, task: Task, variables: Mapping[str, npt.NDArray[Any]]) -> Draw:
     """Draw the score against variables: its mean, and how cuts on it shape the background.
 
     Of targets: the residuals against them.
@@ -151,13 +151,12 @@ def against(answers: Answers, task: Task, names: Sequence[str]) -> Draw:
 
     def draw(figure: Any) -> None:
         many = task.classes > SHAPES
-        figure.set_size_inches(11.5, (2.0 + 0.17 * task.classes if many else 3.9) * len(names) + 0.3)
-        grid = figure.subplots(len(names), 2, squeeze=False)
-        for (left, right), name in zip(grid, names, strict=True):
-            values = answers.inputs[name]
+        figure.set_size_inches(11.5, (2.0 + 0.17 * task.classes if many else 3.9) * len(variables) + 0.3)
+        grid = figure.subplots(len(variables), 2, squeeze=False)
+        for (left, right), (name, values) in zip(grid, variables.items(), strict=True):
             edges = binned(values, 16)
             if task.classes > SHAPES:
-                _maps(figure, left, right, name, answers, task, edges)
+                _maps(figure, left, right, name, values, answers, task, edges)
                 continue
             if task.kind == "regression":
                 _residuals(left, right, values, answers, task, edges)
@@ -241,9 +240,17 @@ def _residuals(
     right.set_ylim(0, None)
 
 
-def _maps(figure: Any, left: Any, right: Any, name: str, answers: Answers, task: Task, edges: Any) -> None:
+def _maps(
+    figure: Any,
+    left: Any,
+    right: Any,
+    name: str,
+    values: npt.NDArray[Any],
+    answers: Answers,
+    task: Task,
+    edges: Any,
+) -> None:
     """Draw what :func:`_means` and :func:`_sculpted` do, of many classes, as colours."""
-    values = answers.inputs[name]
     there = np.isfinite(values)
     means, ratios = [], []
     for _, score, signal in one_against_others(answers, task):

@@ -7,20 +7,24 @@ import contextlib
 import io
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from mlaas_ray import __version__
 from mlaas_ray.core import FeatureSpec
 from mlaas_ray.core.task import Task
-from mlaas_ray.streaming import Census
+from mlaas_ray.streaming import Census, FirstPass
 from mlaas_ray.workflows.job import Job
 from mlaas_ray.workflows.report import figures, inputs
 from mlaas_ray.workflows.report.answers import Answers
 from mlaas_ray.workflows.report.drawing import FEW, Draw, style
 from mlaas_ray.workflows.report.page import Picture, page_of
+from mlaas_ray.workflows.spectators import values_of
 
 PAGE = "report.html"
 
@@ -33,6 +37,7 @@ def write_report(
     census: Census,
     task: Task,
     metrics: dict[str, Any],
+    beside: FirstPass | None = None,
 ) -> Path:
     """Write the report of a training.
 
@@ -44,16 +49,18 @@ def write_report(
         census: How many events there were.
         task: What was learnt.
         metrics: What was measured in training.
+        beside: What :func:`spectators` found.
 
     Returns:
         The page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     judged, trained = Answers.read(package, "validation"), Answers.read(package, "training")
+    against = values_of(job, beside, judged, task.classes) if beside is not None else {}
     told = f"{job.name}, {time.strftime('%Y-%m-%d')}, {versions(job)}"
     pictures = []
     with style():
-        for name, title, text, draw in _figures(judged, trained, job, census, task, metrics):
+        for name, title, text, draw in _figures(judged, trained, job, census, task, metrics, against):
             content = _drawn(draw, told)
             (folder / f"{name}.png").write_bytes(content)
             pictures.append(Picture(title, text, base64.b64encode(content).decode()))
@@ -63,7 +70,13 @@ def write_report(
 
 
 def _figures(
-    judged: Answers, trained: Answers, job: Job, census: Census, task: Task, metrics: dict[str, Any]
+    judged: Answers,
+    trained: Answers,
+    job: Job,
+    census: Census,
+    task: Task,
+    metrics: dict[str, Any],
+    against: Mapping[str, npt.NDArray[np.float32]],
 ) -> Iterator[tuple[str, str, str, Draw]]:
     """Give file name, title, explanation and drawing of each figure."""
     basis = f"{counted(judged, 'validation')}, {weights_said(job)}."
@@ -86,7 +99,7 @@ def _figures(
         yield from _of_classes(judged, trained, job, census, task, metrics, basis)
     if judged.inputs:
         few = judged.taken(len(next(iter(judged.inputs.values()))))
-        yield from _of_inputs(few, job, task)
+        yield from _of_inputs(few, job, task, against)
     if metrics.get("importance"):
         yield (
             "importance",
@@ -147,7 +160,9 @@ def _of_classes(
     )
 
 
-def _of_inputs(few: Answers, job: Job, task: Task) -> Iterator[tuple[str, str, str, Draw]]:
+def _of_inputs(
+    few: Answers, job: Job, task: Task, against: Mapping[str, npt.NDArray[np.float32]]
+) -> Iterator[tuple[str, str, str, Draw]]:
     basis = f"{counted(few, 'validation')}, {weights_said(job)}."
     spread = "; points: median, bars: 68 % and 95 % of the events" if task.classes > inputs.SHAPES else ""
     yield (
@@ -171,9 +186,9 @@ def _of_inputs(few: Answers, job: Job, task: Task) -> Iterator[tuple[str, str, s
     cut = f"; cuts keep {inputs.KEPT[1]:.0%} of the class" if task.kind == "multiclass" else ""
     yield (
         "against",
-        "Score against inputs" if task.classes else "Residuals against inputs",
-        f"{what} against the most important inputs{cut}. {basis}",
-        inputs.against(few, task, list(few.inputs)[:2]),
+        f"{'Score' if task.classes else 'Residuals'} against {'variables' if against else 'inputs'}",
+        f"{what} against {'chosen variables' if against else 'the most important inputs'}{cut}. {basis}",
+        inputs.against(few, task, against or dict(list(few.inputs.items())[:2])),
     )
 
 
