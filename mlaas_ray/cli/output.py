@@ -114,13 +114,6 @@ class Stages:
             self._spinner = None
 
 
-def ray_logs() -> str | None:
-    """Return the folder of the logs of the Ray that this process uses; None where that is not known."""
-    ray = sys.modules.get("ray")
-    node = getattr(getattr(getattr(ray, "_private", None), "worker", None), "_global_node", None)
-    return None if node is None else str(node.get_logs_dir_path())
-
-
 def terminal_width() -> int | None:
     """Return the columns of the terminal; None for a file or a pipe, whose lines have no end."""
     if not out.is_terminal and not os.environ.get("COLUMNS"):

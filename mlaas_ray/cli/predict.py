@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mlaas_ray.cli.completion import served_names
 from mlaas_ray.cli.output import Json, command, emit, err, out
 from mlaas_ray.core.errors import EventError
 
@@ -21,7 +22,11 @@ _ROWS_SHOWN = 20
 def predict(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME[:VERSION]]", help="The model; may be left out when there is one."),
+        typer.Argument(
+            metavar="NAME[:VERSION]",
+            help="The model; may be left out when there is one.",
+            autocompletion=served_names,
+        ),
     ] = None,
     url: Annotated[
         str, typer.Option("--url", "-u", envvar="MLAAS_URL", help="Where the service is.")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlaas_ray.cli.output import Address, Json, command, emit, err, ray_logs, say
+from mlaas_ray.cli.output import Address, Json, command, emit, err, say
+from mlaas_ray.core.cluster import ray_logs
 from mlaas_ray.core.errors import JobError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from mlaas_ray.cli.output import Stages, err, ray_logs, say
+from mlaas_ray.cli.output import Stages, err, say
+from mlaas_ray.core.cluster import ray_logs
 
 if TYPE_CHECKING:
     from mlaas_ray.workflows import Hooks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 from mlaas_ray.core.errors import ServiceError
@@ -47,3 +48,15 @@ def _last_started() -> str:
         return (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
     except OSError:
         return ""
+
+
+def ray_logs() -> str | None:
+    """Return the folder of the logs of the Ray that this process uses; None where that is not known."""
+    ray = sys.modules.get("ray")
+    node = getattr(getattr(getattr(ray, "_private", None), "worker", None), "_global_node", None)
+    return None if node is None else str(node.get_logs_dir_path())
+
+
+def see_logs() -> str:
+    """Return the remedy for what only Ray's logs explain: where they are."""
+    return f"See Ray's logs in {ray_logs() or 'its session folder, /tmp/ray/session_latest/logs'}"

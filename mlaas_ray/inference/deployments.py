@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mlaas_ray.core.cluster import see_logs
 from mlaas_ray.core.errors import JobError, ModelMissingError, RepositoryError
 from mlaas_ray.core.package import check_name
 from mlaas_ray.inference.predictor import Holder, Predictor, Replicas
@@ -243,7 +244,7 @@ def start(settings: ServiceSettings, wishes: dict[str, Wish], *, wait: bool = Tr
             serve.run_many([target], wait_for_applications_running=wait)
         except RuntimeError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise JobError(f"the replicas of {name!r} do not start: {lines[-1]}", "See Ray's logs") from None
+            raise JobError(f"the replicas of {name!r} do not start: {lines[-1]}", see_logs()) from None
 
 
 def stop(name: str) -> None:

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from mlaas_ray.core.cluster import LOCAL, ray_address
+from mlaas_ray.core.cluster import LOCAL, ray_address, see_logs
 from mlaas_ray.core.errors import ServiceError
 from mlaas_ray.inference.environment import (
     LOOPBACK,
@@ -175,7 +175,7 @@ def _start(settings: ServiceSettings) -> None:
         serve.start(http_options={"host": host, "port": settings.port}, proxy_location="HeadOnly")
         serve.run(build_app(settings), name=APPLICATION, route_prefix="/", blocking=False)
     except RuntimeError as error:
-        raise ServiceError(f"the service did not start: {_gist(error)}", "See Ray's logs") from error
+        raise ServiceError(f"the service did not start: {_gist(error)}", see_logs()) from error
 
 
 def _gist(error: Exception) -> str:

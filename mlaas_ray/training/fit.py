@@ -26,6 +26,7 @@ from ray.train import (
 )
 
 from mlaas_ray.core import FeatureSpec, MlaasError
+from mlaas_ray.core.cluster import see_logs
 from mlaas_ray.core.errors import ExportError, JobError, ModelError
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.check import WORKER_ENVIRONMENT, check_model
@@ -179,9 +180,7 @@ def unwrap(error: BaseException) -> MlaasError:
             for cause in causes
             if isinstance(cause, BaseException) and not any(cause is known for known in seen)
         ]
-    return ModelError(
-        f"training failed with {_reason(seen)}", "See the workers' logs in Ray's session folder"
-    )
+    return ModelError(f"training failed with {_reason(seen)}", see_logs())
 
 
 def _reason(errors: list[BaseException]) -> str:
@@ -203,7 +202,7 @@ def _trained(result: Result, framework: Framework, features: FeatureSpec, task: 
         )
     outcome = reported.get("result")
     if not outcome or result.checkpoint is None:
-        raise ModelError("training ended without a model", "See the workers' logs in Ray's session folder")
+        raise ModelError("training ended without a model", see_logs())
     metrics = {key: value for key, value in outcome.items() if key not in ("events", "seconds")}
     return TrainedModel(
         folder=_local(result.checkpoint),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlaas_ray.core.cluster import ray_address
+from mlaas_ray.core.cluster import ray_address, see_logs
 from mlaas_ray.core.errors import ServiceError
 
 
@@ -53,3 +53,8 @@ def test_this_machines_cluster_is_left_to_ray(ray_folder: Path, listening: str) 
     assert ray_address("auto") == "auto"
     (ray_folder / "ray_current_cluster").write_text(listening)
     assert ray_address("auto") == "auto"
+
+
+def test_what_only_rays_logs_explain_names_their_folder(ray_local: None) -> None:
+    remedy = see_logs()
+    assert Path(remedy.removeprefix("See Ray's logs in ")).is_dir()
