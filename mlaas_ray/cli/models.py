@@ -442,8 +442,12 @@ def _summary(details: dict[str, Any]) -> list[tuple[str, str]]:
     metrics, lineage = details.get("metrics") or {}, details.get("lineage") or {}
     alias = f" ({', '.join(details['aliases'])})" if details.get("aliases") else ""
     classes, framework = ", ".join(map(str, details.get("classes") or [])), details.get("framework")
-    answers = ": ".join(text for text in (details.get("task"), classes) if text)
-    importance = sorted((metrics.get("importance") or {}).items(), key=lambda item: -item[1][0])
+    task = details.get("task")
+    kind = task["kind"] if isinstance(task, dict) else task
+    answers = ": ".join(text for text in (kind, classes) if text)
+    # how much the loss grows, where that is defined
+    known = [(name, one[0]) for name, one in (metrics.get("importance") or {}).items() if one[0] is not None]
+    importance = sorted(known, key=lambda item: -item[1])
     files = lineage.get("files") or []
     packages = (lineage.get("versions") or {}).items()
     rows = [
@@ -456,7 +460,7 @@ def _summary(details: dict[str, Any]) -> list[tuple[str, str]]:
         *((f"{part} events", _scores(metrics.get(part))) for part in ("training", "validation")),
         ("branches", ", ".join(_branch(*item) for item in (details.get("branches") or {}).items())),
         ("columns", f"{details['width']}: {', '.join(_runs(details.get('columns') or []))}".rstrip(": ")),
-        ("most important", ", ".join(f"{name} {value:.3g}" for name, (value, _) in importance[:6])),
+        ("most important", ", ".join(f"{name} {value:.3g}" for name, value in importance[:6])),
         ("made of", f"{len(files)} files, {sum(f['entries'] for f in files):,} events" if files else ""),
         ("made with", ", ".join(f"{name} {version}" for name, version in packages)),
         ("git", _shown(lineage.get("git"))),

@@ -52,6 +52,7 @@ def test_the_same_commands_ask_a_service(mlaas, served, onnx_file):
     rows = {row["name"]: row for row in json.loads(mlaas("list", "--json", *where).stdout)["models"]}
     assert rows["toy"]["auc"] == 0.9
     assert json.loads(mlaas("show", "toy", "--json", *where).stdout)["width"] == 5
+    assert "binary: background, signal" in " ".join(mlaas("show", "toy", *where).output.split())
     published = json.loads(mlaas("publish", onnx_file, "--name", "cli", "--json", *where).stdout)
     assert published == {"name": "cli", "version": 1}
     assert json.loads(mlaas("delete", "cli", "--json", *where).stdout) == {"deleted": ["cli:1"]}
