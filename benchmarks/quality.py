@@ -122,12 +122,11 @@ def score(kind: str, answers: Any, y: Any) -> float:
     return float(roc_auc_score(y, answers / answers.sum(axis=1, keepdims=True), multi_class="ovr"))
 
 
-def events(job: Any) -> list[tuple[Any, Any]]:
+def events(job: Any, found: Any) -> list[tuple[Any, Any]]:
     """Return ``x`` and ``y`` of the parts for training, validation and test, as arrays."""
-    from mlaas_ray.streaming import first_pass, planned_events
+    from mlaas_ray.streaming import planned_events
     from mlaas_ray.training.batches import batches
 
-    found = first_pass(job.samples({}), job.wanted, progress=False)
     classes = 0 if job.kind == "regression" else job.class_count
     parts = []
     for part in (*job.split.parts, job.split.held_out):
@@ -137,15 +136,31 @@ def events(job: Any) -> list[tuple[Any, Any]]:
     return parts
 
 
-def ours(job: Any, parts: list[tuple[Any, Any]]) -> Any:
-    """Train the job; return what its exported file answers for the test part."""
+def ours(job: Any, found: Any, parts: list[tuple[Any, Any]]) -> Any:
+    """Train the job, without a report; return what its exported file answers for the test part."""
     import onnxruntime
 
-    from mlaas_ray.workflows import train
+    from mlaas_ray.streaming import planned_events, take_census
+    from mlaas_ray.training import fit
+    from mlaas_ray.workflows.learning import task_of
 
-    package = train(job, progress=False)
+    classes = 0 if job.kind == "regression" else job.class_count
+    options = {"seed": job.seed, "reading": job.reading, "classes": classes}
+    learn, judge = job.split.parts
+    trained = fit(
+        planned_events(found, part=learn, shuffle=True, **options),
+        planned_events(found, part=judge, **options),
+        found.features,
+        name=job.name,
+        task=task_of(job, take_census(found, reading=job.reading, classes=classes, progress=False)),
+        framework=job.framework,
+        settings=job.train,
+        expected=len(parts[0][1]),
+        seed=job.seed,
+        storage=job.storage,
+    )
     session = onnxruntime.InferenceSession(
-        str(package.path / "model.onnx"), providers=["CPUExecutionProvider"]
+        str(trained.folder / "model.onnx"), providers=["CPUExecutionProvider"]
     )
     return session.run(["outputs"], {"inputs": parts[2][0]})[0]
 
@@ -221,6 +236,7 @@ def plain_xgboost(kind: str, parts: list[tuple[Any, Any]], seed: int) -> Any:
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[float]]]:
     """Return the scores by data set and by what was trained, one for each seed."""
+    from mlaas_ray.streaming import first_pass
     from mlaas_ray.workflows import Job
 
     results: dict[str, dict[str, list[float]]] = {}
@@ -230,7 +246,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, li
         own = results[name] = {}
         for seed in range(options.seeds):
             begun = time.perf_counter()
-            parts: list[tuple[Any, Any]] = []
+            found, parts = None, []
             for framework in options.frameworks:
                 trees = {"train": {"epochs": 10, "learning_rate": 0.1, "early_stopping": {"patience": 1}}}
                 job = Job.of(
@@ -245,11 +261,12 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, li
                     },
                     "the benchmark",
                 ).checked(folder)
-                parts = parts or events(job)
+                found = found or first_pass(job.samples({}), job.wanted, progress=False)
+                parts = parts or events(job, found)
                 kind, y = job.kind, parts[2][1]
                 plain = {"torch": plain_torch, "xgboost": plain_xgboost}[framework]
                 for who, answers in (
-                    (f"ours {framework}", ours(job, parts)),
+                    (f"ours {framework}", ours(job, found, parts)),
                     (f"plain {framework}", plain(kind, parts, seed)),
                 ):
                     own.setdefault(who, []).append(score(kind, answers, y))
