@@ -19,6 +19,8 @@ def at(x: Value, position: Value) -> Value:
         position: A constant, which counts from the end when below 0, or a whole number an event.
     """
     position = typed(position)
+    if _is_unknown(position):
+        position = replace(position, content=position.content.astype(np.int64))
     if position.type != "i" or position.kind == "jagged":
         raise FeatureError("the position of an object is one whole number an event", "Write x[:, 0]")
     counts, index = x.counts, position.content
@@ -42,8 +44,8 @@ def picked(x: Value, index: Value) -> Value:
             "Write x[:, 0] for one object; conditions on events belong into select",
         )
     index = typed(index)
-    unknown = index.missing is not None and index.missing.all()
-    if unknown and not same_objects(offsets, index.objects):  # no condition on these objects, but positions
+    # no condition on these objects, but positions
+    if _is_unknown(index) and not same_objects(offsets, index.objects):
         index = replace(index, content=index.content.astype(np.int64))
     if index.type == "b":
         (x, index), _ = aligned([x, index])
@@ -56,6 +58,11 @@ def picked(x: Value, index: Value) -> Value:
         there &= ~index.missing
     places = offsets[event] + np.where(there, content, 0).astype(np.int64)
     return x.take(places, index.offsets, there).of_as_many(index)
+
+
+def _is_unknown(x: Value) -> bool:
+    """Tell whether no value is there that would say what they are: conditions or positions."""
+    return x.missing is not None and bool(x.missing.all())
 
 
 def sliced(x: Value, start: int | None, stop: int | None, step: int | None) -> Value:
