@@ -127,10 +127,11 @@ def test_what_happens_in_the_warmup_is_not_counted():
         writer.write(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n" if number < 30 else GOOD)
         await asyncio.sleep(0.001)
 
+    begun = time.monotonic()
     report, seen = measure(fails_at_first, warmup=2.0)
     assert report.errors == {}
     assert report.requests < len(seen)
-    assert 0.3 <= report.seconds < 2.0
+    assert 0.2 <= report.seconds <= time.monotonic() - begun - 2.0
 
 
 def test_progress_is_told_a_few_times_a_second():
