@@ -78,7 +78,7 @@ def one_worker(
 
 def test_the_trained_model_lies_on_storage_with_all_that_a_package_wants(one_worker: TrainedModel) -> None:
     files = {path.name for path in one_worker.folder.iterdir() if not path.name.startswith(".")}
-    assert files == {"model.onnx", "model.pt2", "sample.npz", "evaluation.npz", "state"}
+    assert files == {"model.onnx", "model.pt2", "sample.npz", "evaluation.npz", "state", "last"}
     assert one_worker.model_format == "onnx"
     assert one_worker.signature.width == 5
     assert one_worker.events == 4 * 3000
