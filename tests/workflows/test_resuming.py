@@ -79,6 +79,7 @@ ACCEPTED = [
     "train.clip=1.0",
     "train.average=0.9",
     "train.early_stopping={}",
+    "train.early_stopping=false",
     "train.early_stopping.patience=9",
     "train.checkpoint.keep=3",
     "train.max_failures=3",
@@ -224,5 +225,5 @@ def test_a_run_that_early_stopping_ended_trains_on(write_job: Callable[..., Path
     # as if it had been so from the beginning; and the next time
     _, package = resume(run.url, progress=False, changes=["train.epochs=7"])
     assert [len(package.metrics["history"]), package.metrics["best_epoch"]] == [5, 1]
-    _, package = resume(run.url, progress=False, changes=["train.early_stopping=null"])
+    _, package = resume(run.url, progress=False, changes=["train.early_stopping=false"])
     assert [len(package.metrics["history"]), package.metrics["best_epoch"]] == [7, None]
