@@ -140,7 +140,8 @@ class Framework(Protocol):
         name: What jobs call it.
         models: Names of its own models; the first is used when a job names none.
         tasks: Kinds of tasks it can be trained for.
-        defaults: Of settings that a job may leave out: ``epochs``, ``learning_rate``, ``schedule``.
+        defaults: Of settings that a job may leave out: ``epochs``, ``learning_rate``, ``schedule``,
+            ``early_stopping``; and ``steps``, see :meth:`TrainSettings.filled`.
         model_format: What it exports.
         collective_on_gpu: What ``torch.distributed`` speaks when workers have GPUs: ``nccl`` or ``gloo``.
         by_steps: Whether its networks see each epoch in steps, so that its events are read ahead; may be left

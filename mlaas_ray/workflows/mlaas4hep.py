@@ -87,7 +87,7 @@ def recipe_job(
         "split": {"train": 0.64, "validation": 0.16, "test": 0.2},
         "model": model,
         "framework": framework or _framework(model),
-        # so many epochs, and the weights after the last of them
+        # so many epochs, whatever the validation events say
         "train": {
             "epochs": given.get("epochs", 10),
             "batch_size": given.get("batch_size", 50),

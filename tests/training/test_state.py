@@ -151,7 +151,7 @@ def run_so_far(task: Task) -> Progress:
     )
 
 
-def network() -> Any:
+def network(**changes: Any) -> Any:
     """A small network of PyTorch's."""
     from mlaas_ray.core import Feature, FeatureSpec
     from mlaas_ray.core.task import Task
@@ -163,7 +163,7 @@ def network() -> Any:
     torch = load_framework("torch")
     torch.prepare(threads=1, seed=3, precision="float32")
     features = FeatureSpec.of([Feature(name=f"v{i}", kind="flat") for i in range(3)])
-    settings = TrainSettings().filled(torch.defaults)
+    settings = TrainSettings(**changes).filled(torch.defaults)
     options = {"hidden": (8,), "dropout": 0.0}
     return torch.network(Setup(find_model("mlp", torch), options, features, Task(), settings, Group()))
 
@@ -232,6 +232,26 @@ def test_what_is_judged_is_the_mean_of_the_weights_over_the_last_steps(
 ) -> None:
     judged, by_hand = in_a_process("torch", averaged_by_hand, 30)
     assert judged == pytest.approx(by_hand, abs=1e-6)
+
+
+def changed_on_resume(before: float, after: float) -> Any:
+    """Return whether a network that goes on with another decay has the weights that the last step left."""
+    import torch
+
+    through, again = network(average=before), network(average=after)
+    learn(through, range(5))
+    with tempfile.TemporaryDirectory() as name:
+        through.save(Path(name))
+        again.restore(Path(name))
+    pairs = zip(through._full.parameters(), again._full.parameters(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.995, 0.0), (0.0, 0.995), (0.995, 0.9)])
+def test_another_decay_leaves_the_weights_that_are_trained_as_they_were(
+    in_a_process: Callable[..., Any], before: float, after: float
+) -> None:
+    assert in_a_process("torch", changed_on_resume, before, after)
 
 
 @pytest.mark.parametrize("task", [BINARY, TARGETS], ids=lambda task: task.kind)

@@ -285,9 +285,9 @@ class TorchNetwork(Network):
             "network": self._full.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "averaged": self._averaged.state_dict(),
-            "steps": self._steps,
         }
+        if self._decay:
+            state |= {"averaged": self._averaged.state_dict(), "steps": self._steps}
         torch.save(state, folder / "torch.pt")
 
     def restore(self, folder: Path) -> None:
@@ -296,8 +296,9 @@ class TorchNetwork(Network):
         self._full.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
-        self._averaged.load_state_dict(state["averaged"])
-        self._steps = state["steps"]
+        if self._decay:  # else these are the weights themselves, whatever was averaged before
+            self._averaged.load_state_dict(state.get("averaged", state["network"]))
+            self._steps = state.get("steps", 0)
 
     def warm_start(self, folder: Path) -> None:
         """Begin with the weights of another run."""

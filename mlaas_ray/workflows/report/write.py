@@ -97,9 +97,11 @@ def _figures(
             )
     else:
         yield from _of_classes(judged, trained, job, census, task, metrics, basis)
+    few = judged.taken(len(next(iter((judged.inputs or against).values()), ())))
     if judged.inputs:
-        few = judged.taken(len(next(iter(judged.inputs.values()))))
-        yield from _of_inputs(few, job, task, against)
+        yield from _of_inputs(few, job, task)
+    if judged.inputs or against:
+        yield _against(few, job, task, against)
     if metrics.get("importance"):
         yield (
             "importance",
@@ -160,9 +162,7 @@ def _of_classes(
     )
 
 
-def _of_inputs(
-    few: Answers, job: Job, task: Task, against: Mapping[str, npt.NDArray[np.float32]]
-) -> Iterator[tuple[str, str, str, Draw]]:
+def _of_inputs(few: Answers, job: Job, task: Task) -> Iterator[tuple[str, str, str, Draw]]:
     basis = f"{counted(few, 'validation')}, {weights_said(job)}."
     spread = "; points: median, bars: 68 % and 95 % of the events" if task.classes > inputs.SHAPES else ""
     yield (
@@ -178,17 +178,23 @@ def _of_inputs(
             f"Linear correlations of the most important inputs. {basis}",
             inputs.correlation(few, task),
         )
+
+
+def _against(
+    few: Answers, job: Job, task: Task, chosen: Mapping[str, npt.NDArray[np.float32]]
+) -> tuple[str, str, str, Draw]:
+    basis = f"{counted(few, 'validation')}, {weights_said(job)}."
     what = (
         "Residuals, in deviations of the target,"
         if task.kind == "regression"
         else "Mean of the score, and the background after cuts on it,"
     )
     cut = f"; cuts keep {inputs.KEPT[1]:.0%} of the class" if task.kind == "multiclass" else ""
-    yield (
+    return (
         "against",
-        f"{'Score' if task.classes else 'Residuals'} against {'variables' if against else 'inputs'}",
-        f"{what} against {'chosen variables' if against else 'the most important inputs'}{cut}. {basis}",
-        inputs.against(few, task, against or dict(list(few.inputs.items())[:2])),
+        f"{'Score' if task.classes else 'Residuals'} against {'variables' if chosen else 'inputs'}",
+        f"{what} against {'chosen variables' if chosen else 'the most important inputs'}{cut}. {basis}",
+        inputs.against(few, task, chosen or dict(list(few.inputs.items())[:2])),
     )
 
 
