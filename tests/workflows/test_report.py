@@ -27,7 +27,7 @@ from mlaas_ray.workflows.report.numbers import (
     roc,
 )
 from mlaas_ray.workflows.report.page import page_of
-from mlaas_ray.workflows.report.write import weights_said
+from mlaas_ray.workflows.report.write import _figures, weights_said
 
 ONES = np.ones(4)
 
@@ -408,3 +408,15 @@ def test_yields_are_those_of_all_events_with_the_errors_of_counting() -> None:
     place = cells.index("d1", cells.index("score ≥ 0.900"))
     assert cells[place - 4 : place] == ["d0", "10,000", "0 ± 0", "0.00%"]
     assert cells[place : place + 4] == ["d1", "100", "25 ± 5", "25.00%"]
+
+
+@pytest.mark.parametrize("kind", list(TASKS))
+def test_chosen_variables_are_drawn_also_of_images_whose_cells_are_not(kind: str) -> None:
+    task = TASKS[kind]
+    rows = evaluation(task, 300, 1) | {"events": 300}
+    answers = Answers(**rows)  # type: ignore[arg-type]
+    given = (answers, answers, job_of(task), census_of(task), task, metrics_of(task))
+    mass = {"mass": np.random.default_rng(2).normal(90, 5, 300).astype(np.float32)}
+    without, drawn = ({one[0]: one[2] for one in _figures(*given, against)} for against in ({}, mass))
+    assert drawn.keys() - without.keys() == {"against"}
+    assert "against chosen variables" in drawn["against"]
