@@ -86,13 +86,13 @@ def _torch(x: Any, y: Any, options: argparse.Namespace) -> tuple[list[float], fl
     for nodes in HIDDEN:
         layers += [nn.Linear(width, nodes), nn.GELU()]
         width = nodes
-    network = nn.Sequential(*layers, nn.Linear(width, 1), nn.Sigmoid())
+    network = nn.Sequential(*layers, nn.Linear(width, 1), nn.Sigmoid()).to(options.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, fused=True)
-    inputs, targets = torch.from_numpy(x), torch.from_numpy(y)[:, None]
+    inputs, targets = torch.from_numpy(x).to(options.device), torch.from_numpy(y)[:, None].to(options.device)
     seconds, total = [], 0.0
     for _ in range(options.epochs):
         begun, total = time.perf_counter(), 0.0
-        order = torch.randperm(len(x))
+        order = torch.randperm(len(x), device=options.device)
         for start in range(0, len(x), options.batch_size):
             rows = order[start : start + options.batch_size]
             optimizer.zero_grad()
@@ -131,6 +131,7 @@ def _xgboost(x: Any, y: Any, options: argparse.Namespace) -> tuple[list[float], 
         "eta": 0.1,
         "tree_method": "hist",
         "nthread": options.threads,
+        "device": options.device,
     }
     data = xgboost.QuantileDMatrix(x, y)
     booster, seconds = None, []
@@ -189,6 +190,7 @@ def _job(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "schedule": "constant",
             "shuffle_bytes": options.shuffle_bytes,
             "cpus_per_worker": options.threads,
+            "gpus_per_worker": int(options.device == "cuda"),
         },
         "storage": str(folder / "runs"),
     }
@@ -204,7 +206,7 @@ def _simulated(folder: Path) -> tuple[list[str], list[str]]:
 def once(way: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Run one way in a new process; add the CPU seconds of all its processes."""
     command = [sys.executable, __file__, "--way", way, "--folder", str(folder)]
-    for name in ("framework", "epochs", "batch_size", "shuffle_bytes", "threads"):
+    for name in ("framework", "epochs", "batch_size", "shuffle_bytes", "threads", "device"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     command += ["--signal", *options.signal, "--background", *options.background]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -260,6 +262,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--shuffle-bytes", type=int, default=1024**3)
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(), help="of either; default: all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: one GPU")
     parser.add_argument("--repeats", type=int, default=3, help="medians of so many")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--way", choices=("ours", "bare", "arrays"), help=argparse.SUPPRESS)

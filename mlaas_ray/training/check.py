@@ -18,13 +18,21 @@ from mlaas_ray.training.settings import TrainSettings
 from mlaas_ray.training.source import Source, one_line
 from mlaas_ray.training.trial import attempt
 
-# PyTorch's threads spin while they wait for each other, for milliseconds, on CPUs that reading needs: with
-# two of them on two busy CPUs a small network was a hundred times slower than with one. Microseconds suffice.
-WORKER_ENVIRONMENT = {
-    "KERAS_BACKEND": "tensorflow",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "GOMP_SPINCOUNT": "1000",
-}
+
+def worker_environment(gpus: float = 0.0) -> dict[str, str]:
+    """Return the environment of a process that trains, or tries a model, on so many GPUs.
+
+    PyTorch's threads spin while they wait for each other, for milliseconds, on CPUs that reading needs: with
+    two of them on two busy CPUs a small network was a hundred times slower than with one. Microseconds
+    suffice. Ray hides no GPUs from who reserved none, and TensorFlow takes all it sees, with their memory.
+    """
+    on_gpu = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return {
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "GOMP_SPINCOUNT": "1000",
+        **on_gpu,
+    }
 
 
 def check_model(
@@ -70,7 +78,7 @@ def check_model(
         return  # there is nothing to be wrong
     # The process ends with the task: a later task in it may read over XRootD, which dies after TensorFlow.
     attempt = ray.remote(
-        num_cpus=0, max_calls=1, max_retries=0, runtime_env={"env_vars": WORKER_ENVIRONMENT}
+        num_cpus=0, max_calls=1, max_retries=0, runtime_env={"env_vars": worker_environment()}
     )(_attempt)
     try:
         error = ray.get(attempt.remote(source, setup))

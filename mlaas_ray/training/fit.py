@@ -29,7 +29,7 @@ from mlaas_ray.core import FeatureSpec, MlaasError
 from mlaas_ray.core.cluster import see_logs
 from mlaas_ray.core.errors import ExportError, JobError, ModelError
 from mlaas_ray.core.task import Task
-from mlaas_ray.training.check import WORKER_ENVIRONMENT, check_model
+from mlaas_ray.training.check import check_model, worker_environment
 from mlaas_ray.training.events import EventSource, StoredEvents
 from mlaas_ray.training.framework import Framework, signature
 from mlaas_ray.training.frameworks import find_framework, find_model, load_framework
@@ -140,8 +140,9 @@ def fit(
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"run": run},
+            # NCCL wants a GPU for each
             torch_config=TorchConfig(
-                backend=chosen.collective_on_gpu if settings.gpus_per_worker else "gloo"
+                backend=chosen.collective_on_gpu if settings.gpus_per_worker >= 1 else "gloo"
             ),
             scaling_config=_scaling(settings),
             run_config=_run_config(
@@ -226,7 +227,7 @@ def _run_config(
 ) -> RunConfig:
     # Ray's annotations are still those of Train V1.
     options: dict[str, Any] = {
-        "worker_runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+        "worker_runtime_env": {"env_vars": worker_environment(settings.gpus_per_worker)},
         "logging_config": LoggingConfig(log_level="CRITICAL"),
     }
     return RunConfig(

@@ -56,8 +56,6 @@ class Torch:
         give_package()
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
-        if torch.cuda.is_available():
-            torch.set_float32_matmul_precision("high")
 
     def network(self, setup: Setup) -> Network:
         """Make a network ready for training, spread over Ray Train's group if there is one."""
@@ -140,7 +138,7 @@ class Torch:
         """Put an ending behind answers."""
         import torch
 
-        answers = torch.as_tensor(answers)
+        answers = torch.as_tensor(answers).float()  # of two bytes, what is near 0 or 1 would be it
         if ending.activation:
             answers = answers.sigmoid() if ending.activation == "sigmoid" else answers.softmax(dim=1)
         return answers[:, 1:] if ending.second else answers
@@ -163,13 +161,17 @@ class TorchNetwork(Network):
         self._spread: Any = self._full.answering
         self._normalise = Normaliser(setup, masked=masked)
         self._device = torch.device("cpu")
-        if setup.group.size > 1 or torch.cuda.is_available():
-            from ray.train.torch import get_device, prepare_model
+        on_gpu = settings.gpus_per_worker > 0
+        if on_gpu:
+            from ray.train.torch import get_device
 
             self._device = get_device()
+            torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as on CPUs and in exported files
             self._full.to(self._device)
-            self._spread = prepare_model(self._spread)
-        on_gpu = self._device.type == "cuda"
+        if on_gpu or setup.group.size > 1:
+            from ray.train.torch import prepare_model
+
+            self._spread = prepare_model(self._spread, move_to_device=self._device)
         self.steps_ahead = int(on_gpu)
         self._copies = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._half = (
