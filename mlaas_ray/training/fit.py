@@ -38,9 +38,11 @@ from mlaas_ray.training.progress import delivered
 from mlaas_ray.training.settings import EpochReport, StepReport, TrainedModel, TrainSettings, Weighting
 from mlaas_ray.training.source import one_line
 
-# Seconds between the controller's looks at its workers. A report waits for the next look, and at Ray's own
-# two seconds an epoch of a small dataset would be mostly waiting.
-_POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# Seconds between the looks of Ray Train's controller at its workers. A report waits for the next look, and at
+# Ray's own two seconds an epoch of a small dataset would be mostly waiting.
+_POLL = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+# A process that waits for a cloud to announce that it takes a node away: nobody takes away one's own machine.
+_NO_WATCH = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # A network for tables gains nothing from more threads.
 _MOST_CPUS = 8
 
@@ -110,7 +112,7 @@ def fit(
         where = str(Path(where).expanduser().absolute())
     from ray.train.torch import TorchConfig, TorchTrainer  # imports PyTorch
 
-    with delivered(on_epoch, on_step) as mailbox, _quick_reports(), _own_interrupt():
+    with delivered(on_epoch, on_step) as mailbox, _controlled(), _own_interrupt():
         least, most = settings.worker_range
         sources = [
             StoredEvents(events, most) if isinstance(events, Dataset) else events
@@ -265,8 +267,7 @@ def check_workers(settings: TrainSettings, *, for_reading: bool = False) -> None
     Raises:
         JobError: Saying what there is room for.
     """
-    started: Any = ray._private.worker._global_node
-    if started is None or not started.is_head():
+    if not _on_own_ray():
         return
     least, _ = settings.worker_range
     wanted = {"CPU": settings.cpus_per_worker or 0.0, "GPU": settings.gpus_per_worker}
@@ -291,6 +292,12 @@ def check_workers(settings: TrainSettings, *, for_reading: bool = False) -> None
             f"this machine's Ray has {there}",
             "Lower train.cpus_per_worker, or say reading.mode: plan",
         )
+
+
+def _on_own_ray() -> bool:
+    """Return whether this process has started the Ray that it is connected to."""
+    started: Any = ray._private.worker._global_node
+    return started is not None and bool(started.is_head())
 
 
 def _nodes() -> list[float]:
@@ -318,17 +325,16 @@ def cpu_share(nodes: Sequence[float], workers: int, *, for_reading: bool) -> flo
 
 
 @contextlib.contextmanager
-def _quick_reports() -> Iterator[None]:
-    """Let Ray Train's controller look at its workers more often, unless the user has said how often."""
-    name, value = _POLL
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = value
+def _controlled() -> Iterator[None]:
+    """Set what Ray Train's controller does, where the user has not said so."""
+    wanted = {**_POLL, **(_NO_WATCH if _on_own_ray() else {})}
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        del os.environ[name]
+        for name in added:
+            del os.environ[name]
 
 
 @contextlib.contextmanager

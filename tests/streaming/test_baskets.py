@@ -122,7 +122,7 @@ def test_real_files_are_read_as_uproot_reads_them(real_data: Path, file: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["nanoaod", "sigbkg", "other_real"])
+@pytest.mark.parametrize("folder", ["sigbkg", "other_real"])
 def test_all_real_files_are_read_as_uproot_reads_them(real_data: Path, folder: str) -> None:
     assert sum(check_file(path) for path in sorted((real_data / folder).glob("*.root"))) > 300
 

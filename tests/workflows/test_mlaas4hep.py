@@ -10,7 +10,7 @@ import pytest
 from mlaas_ray.core.errors import JobError, LabelError
 from mlaas_ray.workflows import Job
 from mlaas_ray.workflows.mlaas4hep import recipe_job
-from tests.training.test_mlaas4hep_models import LOGITS, LR, TWO
+from tests.training.test_mlaas4hep_models import LOGITS, TWO
 
 MODEL = "from tensorflow import keras\n\ndef model(idim):\n    return keras.Sequential()\n"
 
@@ -215,7 +215,7 @@ def test_a_file_that_is_no_json_is_named(recipe: Recipe) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [LR, TWO, LOGITS.format(package="MLaaS4HEP.jarray.pytorch")])
+@pytest.mark.parametrize("text", [TWO, LOGITS.format(package="MLaaS4HEP.jarray.pytorch")])
 def test_the_whole_recipe_runs_with_each_of_them(
     ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
