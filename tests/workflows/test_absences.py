@@ -77,14 +77,14 @@ def test_a_server_that_comes_back_costs_a_pause_that_is_told(
             trips[0].start()
 
     package = train(
-        remote_job(120, 8),
+        remote_job(120, 40),
         progress=False,
         hooks=Hooks(on_epoch=on_epoch, on_note=notes.append, on_run=runs.append),
     )
     trips[0].join()
     server.stack.close()
-    assert len(package.metrics["history"]) == 8
-    assert package.metrics["events"] == 8 * package.metrics["training"]["events"]
+    assert len(package.metrics["history"]) == 40
+    assert package.metrics["events"] == 40 * package.metrics["training"]["events"]
     host = f"127.0.0.1:{server.port}"
     assert any(re.fullmatch(rf"{host}: .*; waiting for it, 120 s at most", note) for note in notes), notes
     assert any(re.fullmatch(rf"{host} is back after \d+ s", note) for note in notes), notes
