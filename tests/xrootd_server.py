@@ -22,12 +22,13 @@ _READY = re.compile(r":(\d+) initialization completed")
 
 
 @contextlib.contextmanager
-def running_xrootd(export: Path) -> Iterator[str]:
+def running_xrootd(export: Path, port: int | None = None) -> Iterator[str]:
     """Serve a folder, read-only, while the block lasts.
 
     Args:
         export: The folder; its files must be readable by others when the tests run as root, for the server
             then runs as ``nobody``.
+        port: That of a server which has ended, to be there again; None for one that is free.
 
     Yields:
         ``root://127.0.0.1:PORT/``: add an absolute path, ``url + "/sub/a.root"``, where ``/`` is the folder.
@@ -46,7 +47,7 @@ def running_xrootd(export: Path) -> Iterator[str]:
             open_to_all(export)
         config = state / "xrootd.cfg"
         config.write_text(
-            f"xrd.port any\nxrd.network nodnr\nall.role server\nall.export / r/o\n"
+            f"xrd.port {port or 'any'}\nxrd.network nodnr\nall.role server\nall.export / r/o\n"
             f"oss.localroot /proc/self/fd/{folder}\nall.adminpath {state}\nall.pidpath {state}\n"
         )
         log = state / "log"

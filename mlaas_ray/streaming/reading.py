@@ -38,7 +38,7 @@ from mlaas_ray.streaming.scatter import Bounds
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.split import WHOLE, Part, entry_numbers, identifier_numbers, within
-from mlaas_ray.streaming.transport import ByteSource
+from mlaas_ray.streaming.transport import ByteSource, listen, trust
 from mlaas_ray.streaming.truth import Truth, check_values
 
 
@@ -161,6 +161,8 @@ class Reader:
 
     def _fetched(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, list[_Fetched]]]:
         """Give each block with the bytes of its pieces."""
+        if self.record is not None:
+            listen(self.record.absent)
         waiting: list[Block] = []
         fetched: list[_Fetched] = []
         for job, content in ahead(
@@ -328,8 +330,10 @@ class _Job:
         try:
             # a remote file that fails here has failed on every server, and every time it was tried
             self.opened = False
-            source = _at_hand(origin.source, self.reader.settings)
-            events = open_events(source, origin.tree, nested=self.reader.settings.nested)
+            settings = self.reader.settings
+            source = _at_hand(replace(origin.source, patience=settings.patience_s), settings)
+            trust(origin.source.urls)  # the first pass has read it
+            events = open_events(source, origin.tree, nested=settings.nested)
             if events.uuid != origin.uuid:
                 raise FileUnreadableError(
                     f"{origin.source} is not the file that the first pass saw", "Start again"

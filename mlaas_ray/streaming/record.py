@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlaas_ray.core.errors import DataError
+from mlaas_ray.streaming.transport import Absence
 
 # What an entry that was planned can have become.
 FATES = ("read", "cut", "elsewhere", "skipped")
@@ -88,6 +89,8 @@ class Ledger:
         self._planned: dict[tuple[str, int], dict[int, int]] = {}
         self._bad = {index for index, file in enumerate(files) if file.reason}
         self._lost: dict[int, str] = {}
+        self._absences: dict[str, list[Absence]] = {}
+        self._lines: list[str] = []
 
     def plan(self, name: str, epoch: int, entries: Mapping[int, int]) -> None:
         """Note how many entries of each file an epoch is to read."""
@@ -118,6 +121,26 @@ class Ledger:
             f"{self._max_skipped} may be skipped{reason}"
         )
 
+    def absent(self, absence: Absence) -> None:
+        """Note that a server does not answer, or does again; many readers say so of one."""
+        known = self._absences.setdefault(absence.server, [])
+        begins = not known or known[-1].over
+        if begins and absence.over:
+            return
+        if begins:
+            known.append(absence)
+            self._lines.append(
+                f"{absence.server}: {absence.fault}; waiting for it, {absence.patience:g} s at most"
+            )
+        if absence.over:
+            self._lines.append(f"{absence.server} is back after {absence.seconds:.0f} s")
+        tries = known[-1].tries + (0 if begins or absence.over else 1)
+        known[-1] = replace(absence, fault=absence.fault or known[-1].fault, tries=tries)
+
+    def lines(self, told: int) -> list[str]:
+        """Return what is to be told of servers that are waited for, after so many lines."""
+        return self._lines[told:]
+
     def document(self) -> dict[str, Any]:
         """Return the record; see :meth:`Record.document`."""
         readings = [
@@ -132,6 +155,11 @@ class Ledger:
             "skipped_files": [
                 {**asdict(self._files[index]), "reason": self._files[index].reason or self._reason(index)}
                 for index in sorted(self._bad)
+            ],
+            "absences": [
+                {**asdict(absence), "seconds": round(absence.seconds, 1)}
+                for absences in self._absences.values()
+                for absence in absences
             ],
         }
 
@@ -224,6 +252,15 @@ class Record:
         if over:
             raise DataError(over, "Look at the files, or raise reading.bad_files.max_fraction")
 
+    def absent(self, absence: Absence) -> None:
+        """Note, without waiting, that a server does not answer, or does again."""
+        self._ledger.absent.remote(absence)
+
+    def lines(self, told: int) -> list[str]:
+        """Return what is to be told of servers that are waited for, after so many lines."""
+        lines: list[str] = ray.get(self._ledger.lines.remote(told))
+        return lines
+
     def document(self) -> dict[str, Any]:
         """Return the record of all readings so far.
 
@@ -231,8 +268,9 @@ class Record:
             ``readings``: for each pass over the data (``reading``, ``epoch``) its ``files`` and ``total``,
             with entries ``planned`` = ``read`` + ``cut`` (by the selection) + ``elsewhere`` (in the other
             part of the split) + ``skipped`` + ``not_reached`` (the run ended before), ``bytes`` as stored,
-            ``seconds``, ``retries`` and ``failovers``, and ``reasons``; the sum of their ``total``; and
-            ``skipped_files``.
+            ``seconds``, ``retries`` and ``failovers``, and ``reasons``; the sum of their ``total``;
+            ``skipped_files``; and ``absences``: servers that were waited for, how often they were asked,
+            for how many seconds, and whether they came back.
         """
         document: dict[str, Any] = ray.get(self._ledger.document.remote())
         return document

@@ -59,6 +59,7 @@ class ReadingSettings(Settings):
         nested: What becomes of ``vector<vector>`` branches: ``leave`` them out, or ``flatten`` each event's.
         max_events: Events to read at most of each dataset; left out, all.
         sample: Share of each file's clusters that the first pass measures; 1 for all.
+        patience_s: Seconds that a server which has answered before is waited for, when no other has the file.
         checksums: Whether files whose adler32 is known are checked before they are read.
         cache: Copies of remote files; left out, none are kept.
         ahead_bytes: Compressed bytes a reader may have fetched ahead.
@@ -77,6 +78,7 @@ class ReadingSettings(Settings):
     nested: Literal["leave", "flatten"] = "leave"
     max_events: Annotated[int | None, BeforeValidator(_all)] = Field(default=None, ge=1)
     sample: float = Field(default=1.0, gt=0, le=1)
+    patience_s: float = Field(default=180.0, ge=0)
     checksums: bool = True
     cache: Cache | None = None
     ahead_bytes: int = Field(default=200_000_000, ge=1)

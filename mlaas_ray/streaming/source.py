@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Source:
         site: Where the catalogue says it lies.
         entries: Events, where the catalogue says so.
         local: Path of this node's copy of a remote file, to be tried before all others.
+        patience: Seconds that a server which has answered before may be away; 0 gives up after some attempts.
     """
 
     path: str
@@ -26,6 +27,7 @@ class Source:
     site: str | None = None
     entries: int | None = None
     local: str | None = None
+    patience: float = field(default=0.0, compare=False)
 
     @property
     def urls(self) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol as Interface
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -36,6 +36,45 @@ PATIENCE = 8.0
 # need not wait for it all over.
 GRUDGE = 60.0
 _SILENT: dict[str, float] = {}  # server: when it was found so
+# Servers that are known to be right, here or by the first pass: one of them that is away may come back.
+_KNOWN: set[str] = set()
+# The longest pause before a server that is away is asked again (seconds).
+LONGEST_PAUSE = 5.0
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A server that does not answer, or has answered again.
+
+    Attributes:
+        server: ``host:port``.
+        fault: What became of the last attempt.
+        seconds: Since the first that failed.
+        patience: Seconds that it is waited for.
+        over: Whether it is back.
+        tries: How often it was asked meanwhile, where that is known.
+    """
+
+    server: str
+    fault: str
+    seconds: float
+    patience: float
+    over: bool = False
+    tries: int = 1
+
+
+# Who is told of servers that are waited for, in whichever thread waits: the last who asked.
+_LISTENERS: list[Callable[[Absence], None]] = []
+
+
+def listen(listener: Callable[[Absence], None]) -> None:
+    """Let a function be told of servers that this process waits for, instead of who was before."""
+    _LISTENERS[:] = [listener]
+
+
+def trust(urls: Iterable[str]) -> None:
+    """Note that files have been read from servers before, so that these are waited for."""
+    _KNOWN.update(urlsplit(url).netloc for url in urls)
 
 
 class ByteSource(Interface):
@@ -170,6 +209,7 @@ class RemoteBytes:
         self._place = _first_place(source.urls)  # of source.urls: where the file is, or is to be, opened
         self._opened: Future[Handle] | None = None
         self._server = ""
+        self._away = ""  # the server that is waited for
         self.size = self._persist(lambda handle: handle.size)
 
     def read(self, ranges: Sequence[Range]) -> list[memoryview]:
@@ -197,6 +237,7 @@ class RemoteBytes:
         urls = self._source.urls
         failed: dict[int, Fault] = {}
         began, tries = time.monotonic(), 0
+        lost = 0.0  # when the first attempt failed
         while True:
             place = self._place
             opened = self._open()
@@ -205,6 +246,7 @@ class RemoteBytes:
                 result = action(handle)
             except Fault as fault:
                 self._drop(opened)
+                lost = lost or time.monotonic()
                 waited = time.monotonic() - began if fault.kind == "refused" else 0.0
                 if fault.may_pass and tries < self._attempts and waited < PATIENCE:
                     self._pause(urls[place], fault, tries)
@@ -214,11 +256,15 @@ class RemoteBytes:
                 if fault.kind == "refused":
                     _SILENT[urlsplit(urls[place]).netloc] = time.monotonic()
                 if len(failed) == len(urls):
-                    raise _explain(self._source, [(urls[at], why) for at, why in failed.items()]) from fault
-                self._move(place, failed)
+                    self._wait(failed, lost)
+                    failed = {at: why for at, why in failed.items() if not why.may_pass}
+                self._move(place, failed, fault)
                 began, tries = time.monotonic(), 0
             else:
                 self._notice(handle)
+                if self._away:
+                    self._tell(Absence(self._away, "", time.monotonic() - lost, self._source.patience, True))
+                    self._away = ""
                 return result
 
     def _open(self) -> Future[Handle]:
@@ -256,22 +302,51 @@ class RemoteBytes:
             self.retries += 1
         time.sleep(seconds)
 
-    def _move(self, place: int, failed: dict[int, Fault]) -> None:
+    def _wait(self, failed: dict[int, Fault], lost: float) -> None:
+        """Wait before all places are asked again, if one of them answered before and may come back.
+
+        Raises:
+            FileUnreadableError: When there is none, or it has been waited for long enough.
+        """
+        urls, seconds = self._source.urls, time.monotonic() - lost
+        servers = [urlsplit(urls[at]).netloc for at, why in failed.items() if why.may_pass]
+        server = next((one for one in servers if one in _KNOWN), "")
+        left = self._source.patience - seconds if server else 0.0
+        if left <= 0:
+            told = [(urls[at], why) for at, why in failed.items()]
+            raise _explain(
+                self._source, told, waited=seconds if self._source.patience and server else 0.0
+            ) from None
+        fault = next(why for why in failed.values() if why.may_pass)
+        self._away = server
+        self._tell(Absence(server, str(fault), seconds, self._source.patience))
+        with self._lock:
+            self.retries += 1
+        time.sleep(min(left, LONGEST_PAUSE, PAUSE + seconds))
+
+    def _tell(self, absence: Absence) -> None:
+        log.warning("%s: %s", self.path, absence)
+        for listener in _LISTENERS:
+            listener(absence)
+
+    def _move(self, place: int, failed: dict[int, Fault], fault: Fault) -> None:
         """Go on at the next place that has not failed, unless another thread has gone to one already."""
         urls = self._source.urls
         with self._lock:
             if self._place != place and self._place not in failed:
                 return
-            self._place = next(
-                at % len(urls) for at in range(place + 1, place + len(urls)) if at % len(urls) not in failed
-            )
+            around = (at % len(urls) for at in range(place + 1, place + len(urls) + 1))
+            self._place = next(at for at in around if at not in failed)
+            if self._place == place:
+                return
             self.failovers += 1
             self._server = ""
-            log.warning("%s: %s; next is %s", urls[place], failed[place], urls[self._place])
+            log.warning("%s: %s; next is %s", urls[place], fault, urls[self._place])
 
     def _notice(self, handle: Handle) -> None:
         """Count it when the file now comes from another server behind the same redirector."""
         server = handle.server
+        _KNOWN.add(urlsplit(handle.url).netloc)
         with self._lock:
             if self._server and server != self._server:
                 self.failovers += 1
@@ -319,8 +394,10 @@ def _check_ranges(path: str, size: int, ranges: Sequence[Range]) -> int:
     return sum(stop - start for start, stop in ranges)
 
 
-def _explain(source: Source, failed: Sequence[tuple[str, Fault]]) -> FileMissingError | FileUnreadableError:
-    """Make the error for the user of what every place said."""
+def _explain(
+    source: Source, failed: Sequence[tuple[str, Fault]], waited: float = 0.0
+) -> FileMissingError | FileUnreadableError:
+    """Make the error for the user of what every place said, at last after waiting for so many seconds."""
     faults = [fault for _, fault in failed]
     where = source.path
     if len(failed) > 1:
@@ -329,6 +406,8 @@ def _explain(source: Source, failed: Sequence[tuple[str, Fault]]) -> FileMissing
         return FileMissingError(f"no such file: {where}", "Check the path or URL")
     if len(failed) == 1:
         where += f": {faults[0]}"
+    if waited:
+        where += f", for {waited:.0f} s"
     kinds = {fault.kind for fault in faults} - {"missing"}
     if kinds == {"denied"}:
         remedy = "Check that your credentials are valid"

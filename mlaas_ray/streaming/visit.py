@@ -117,7 +117,8 @@ def visit(jobs: Sequence[Job], request: Request, memo: Memo | None = None) -> li
 
 def _open(job: Job, request: Request) -> tuple[Events, ScannedFile] | DataError:
     try:
-        events = open_events(job.source, job.tree, nested=request.reading.nested)
+        source = replace(job.source, patience=request.reading.patience_s)
+        events = open_events(source, job.tree, nested=request.reading.nested)
         return events, scan(events, job.source, job.dataset, request, job.absent)
     except _BAD as error:
         return error

@@ -38,6 +38,7 @@ KEYS: Mapping[str, str] = {
     "reading.nested": _INPUTS,
     "reading.max_events": _EVENTS,
     "reading.sample": _INPUTS,
+    "reading.patience_s": "",
     "reading.checksums": "",
     "reading.cache": "",
     "reading.ahead_bytes": "",

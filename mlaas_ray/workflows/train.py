@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import ray
 
-from mlaas_ray.core.errors import ExportError, StorageError
+from mlaas_ray.core.errors import ExportError, FileMissingError, FileUnreadableError, StorageError
 from mlaas_ray.core.package import MANIFEST, ModelPackage, staging, write_package
 from mlaas_ray.core.storage import writing
 from mlaas_ray.core.task import Task
@@ -54,6 +55,8 @@ from mlaas_ray.workflows.waiting import waits_told
 RECORD = "record.json"
 PACKAGE = "package"
 TRAINING = "training"
+# Seconds between looks at what servers readers wait for.
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def _run(
         begin(job, run, found, census, task, first)
         _tell(hooks.on_run, run)
         _tell(hooks.on_stage, "starting the workers")
-        with _going_on(run), recorded(found, job, run) as record, logged(run) as logs:
+        with _going_on(run), recorded(found, job, run, hooks.on_note) as record, logged(run) as logs:
 
             def on_epoch(report: EpochReport) -> None:
                 logs.add(report)
@@ -194,6 +197,9 @@ def _run(
             except ExportError as error:
                 again = f"mlaas train --resume {run} then exports it without training anew"
                 raise ExportError(error.message, f"{error.remedy}, in {code_of(job, run)}; {again}") from None
+            except (FileUnreadableError, FileMissingError) as error:
+                again = f"then go on: mlaas train --resume {run}"
+                raise type(error)(error.message, f"{error.remedy}, {again}") from error
             logs.complete(trained.metrics["history"])
         _tell(hooks.on_stage, "drawing the report and packaging the model")
         with _going_on(run):
@@ -309,12 +315,29 @@ def _tell(hook: Callable[[Any], None] | None, what: Any) -> None:
 
 
 @contextmanager
-def recorded(found: FirstPass, job: Job, run: RunFolder) -> Iterator[Record]:
-    """Keep the record of what a block reads, and write it when the block ends, however it ends."""
+def recorded(
+    found: FirstPass, job: Job, run: RunFolder, tell: Callable[[str], None] | None
+) -> Iterator[Record]:
+    """Keep the record of what a block reads, and write it when the block ends, however it ends.
+
+    Meanwhile tell, in a thread, of servers that readers wait for.
+    """
     record = new_record(found, job.reading)
+    over = threading.Event()
+
+    def watch(told: int = 0) -> None:
+        while tell is not None and not over.wait(_LOOK_S):
+            for line in record.lines(told):
+                tell(line)
+                told += 1
+
+    watching = threading.Thread(target=watch, name="absences", daemon=True)
+    watching.start()
     try:
         yield record
     finally:
+        over.set()
+        watching.join()
         run.write(RECORD, json.dumps(record.document(), indent=1))
 
 

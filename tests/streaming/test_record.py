@@ -7,6 +7,7 @@ import pytest
 
 from mlaas_ray.core.errors import DataError
 from mlaas_ray.streaming.record import FATES, PieceRecord, Record, RecordedFile
+from mlaas_ray.streaming.transport import Absence
 
 FILES = [RecordedFile("a.root", "signal", 100), RecordedFile("b.root", "background", 50)]
 
@@ -65,3 +66,24 @@ def test_a_reading_that_never_began_is_not_told() -> None:
     made.plan("validation", 0, {0: 100, 1: 50})
     made.note("train", 0, 0, [PieceRecord(0, 100, read=100)])
     assert [reading["reading"] for reading in made.document()["readings"]] == ["train"]
+
+
+def test_a_server_that_many_readers_wait_for_is_told_once_each_time_it_is_away() -> None:
+    made = record()
+    for seconds in (1.0, 2.0, 3.0):
+        made.absent(Absence("one:1094", "it does not answer", seconds, 180))
+    for seconds in (4.0, 4.2):
+        made.absent(Absence("one:1094", "", seconds, 180, over=True))
+    made.absent(Absence("one:1094", "it fails", 1.0, 180))
+    lines = [
+        "one:1094: it does not answer; waiting for it, 180 s at most",
+        "one:1094 is back after 4 s",
+        "one:1094: it fails; waiting for it, 180 s at most",
+    ]
+    assert made.lines(0) == lines
+    assert made.lines(2) == lines[2:]
+    again = {"server": "one:1094", "patience": 180}
+    assert made.document()["absences"] == [
+        {**again, "fault": "it does not answer", "seconds": 4.0, "over": True, "tries": 3},
+        {**again, "fault": "it fails", "seconds": 1.0, "over": False, "tries": 1},
+    ]

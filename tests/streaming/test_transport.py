@@ -13,7 +13,7 @@ import pytest
 
 from mlaas_ray.core.errors import FileMissingError, FileUnreadableError
 from mlaas_ray.streaming.source import Source
-from mlaas_ray.streaming.transport import open_bytes
+from mlaas_ray.streaming.transport import Absence, listen, open_bytes
 from tests.s3 import running_s3
 from tests.webserver import WebServer, running_webserver
 
@@ -153,6 +153,45 @@ def test_attempts_are_counted(web: WebServer) -> None:
     with pytest.raises(FileUnreadableError, match=r"a.bin: the server failed \(HTTP status 503"):
         open_bytes(Source(f"{web.url}/a.bin"), attempts=1)
     assert len(web.requests) == 2
+
+
+def test_a_server_that_has_answered_is_waited_for(web: WebServer) -> None:
+    told: list[Absence] = []
+    listen(told.append)
+    opened = open_bytes(Source(f"{web.url}/a.bin", patience=60), attempts=0)
+    web.failures = 2
+    assert bytes(opened.read([(10, 20)])[0]) == CONTENT[10:20]
+    assert (opened.retries, opened.failovers) == (2, 0)
+    server = web.url.removeprefix("http://")
+    assert [(one.server, one.patience, one.over) for one in told] == [
+        (server, 60, over) for over in (False, False, True)
+    ]
+    assert told[0].seconds < told[1].seconds <= told[2].seconds
+    assert "HTTP status 503" in told[0].fault
+
+
+def test_a_server_that_stays_away_is_given_up_when_patience_ends(web: WebServer) -> None:
+    opened = open_bytes(Source(f"{web.url}/a.bin", patience=0.5), attempts=0)
+    web.failures = 100
+    with pytest.raises(FileUnreadableError, match=r"HTTP status 503 .*, for \d+ s\."):
+        opened.read([(10, 20)])
+
+
+def test_a_server_that_has_never_answered_is_not_waited_for() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/a.bin"
+        begun = time.monotonic()
+        with pytest.raises(FileUnreadableError, match="does not answer"):
+            open_bytes(Source(url, patience=3600), attempts=0)
+    assert time.monotonic() - begun < 600
+
+
+def test_a_place_that_lacks_the_file_is_not_waited_for(web: WebServer) -> None:
+    opened = open_bytes(Source(f"{web.url}/none.bin", (f"{web.url}/a.bin",), patience=3600), attempts=0)
+    web.failures = 1
+    assert bytes(opened.read([(10, 20)])[0]) == CONTENT[10:20]
+    assert opened.retries == 1
 
 
 def test_the_next_place_is_tried_and_all_are_named_when_none_gives_the_file(web: WebServer) -> None:

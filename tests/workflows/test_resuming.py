@@ -64,6 +64,7 @@ ACCEPTED = [
     "reading.mode=plan",
     "reading.redirectors=[root://a/]",
     "reading.bad_files=skip",
+    "reading.patience_s=60",
     "reading.checksums=false",
     "reading.cache={folder: /scratch}",
     "reading.ahead_bytes=1000",
