@@ -215,7 +215,7 @@ def widened(numbers: Any) -> Any:
     if numbers.dtype.kind == "f" or numbers.dtype == np.int64:
         return numbers
     if numbers.dtype == np.uint64 and numbers.size and numbers.max() > np.iinfo(np.int64).max:
-        return numbers.astype(np.float64)
+        return numbers.astype(np.longdouble)  # most machines' has 64 bits: event % 2 is right
     return numbers.astype(np.int64)
 
 

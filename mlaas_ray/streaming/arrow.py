@@ -91,7 +91,8 @@ def _numbers(array: pa.Array) -> npt.NDArray[Any]:
     if array.type == pa.float16():  # which the kernels do not know
         array = array.cast(pa.float32())
     if array.null_count:
-        array = array if pa.types.is_floating(array.type) else array.cast(pa.float64())
+        if not pa.types.is_floating(array.type):  # by the width, expressions tell conditions from numbers
+            array = array.cast(pa.float32() if pa.types.is_boolean(array.type) else pa.float64())
         array = array.fill_null(np.nan)
     numbers: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
     return numbers

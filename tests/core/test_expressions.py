@@ -424,6 +424,18 @@ def test_what_is_no_expression_is_refused_when_it_is_read(text: str) -> None:
         Expression.parse(text, "define.x")
 
 
+def test_the_bits_of_unsigned_numbers_are_all_there() -> None:
+    words = np.array([1, 2**63 + 1, 2**64 - 1], np.uint64)
+    for content in (words, words[:1]):  # whatever other events hold
+        assert evaluate("w & 3", {"w": content}) == [1, 1, 3][: len(content)]
+        assert (
+            evaluate("(w & 9223372036854775808) != 0", {"w": content}) == [False, True, True][: len(content)]
+        )
+        assert evaluate("(~w & 1) == 0", {"w": content}) == [True] * len(content)
+        assert evaluate("w % 4 - 2", {"w": content}) == [-1, -1, 1][: len(content)]
+        assert evaluate("w // 2**62", {"w": content}) == [0, 2, 3][: len(content)]
+
+
 def test_constants_are_bounded_also_inside() -> None:
     assert evaluate("MET_pt * 2**10", {"MET_pt": np.ones(1)}) == [1024]
     assert evaluate("MET_pt * 0 + 2**62 * 4", {"MET_pt": np.ones(1)}) == [2.0**64]

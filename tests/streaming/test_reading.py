@@ -210,6 +210,38 @@ def test_a_value_outside_what_the_first_pass_saw_is_not_trained_on(tmp_path: Pat
         read(found)
 
 
+@pytest.mark.parametrize("sample", [1.0, 0.3])
+@pytest.mark.parametrize("select", [None, "MET_pt > -1"])
+def test_the_first_pass_and_the_reading_see_the_same_values_of_every_type(
+    write_tree, select: str | None, sample: float
+) -> None:
+    random = np.random.default_rng(5)
+    whole = random.integers(2**62, 2**63, 100)
+    whole[70] = 2**63 - 2**38 - 1  # the largest: float32 rounds it down, and up by way of float64
+    whole[71:] = np.minimum(whole[71:], 2**62)
+    whole[:70] = np.minimum(whole[:70], 2**62)
+    extra = {
+        "flag": random.integers(0, 256, 100).astype(np.uint8).view(np.bool_),
+        "whole": whole,
+        "negative": -whole,
+        "unsigned": whole.astype(np.uint64) + np.uint64(2**62),
+        "char": random.integers(-128, 128, 100).astype(np.int8),
+        "byte": random.integers(0, 256, 100).astype(np.uint8),
+        "short": random.integers(0, 2**16, 100).astype(np.uint16),
+        "double": random.normal(size=100) * 1e38,
+    }
+    path = write_tree(extra=extra, clusters=10)
+    reading = ReadingSettings(sample=sample)
+    found = first_pass([Sample(path)], Inputs(include=list(extra), select=select), reading=reading)
+    x = read(found, reading=reading)["x"].combine_chunks().to_numpy_ndarray()
+    with uproot.open(path) as file:
+        arrays = file["Events"].arrays(list(extra), library="np")
+    arrays["flag"] = arrays["flag"].view(np.uint8) != 0
+    for feature in found.features.features:
+        expected = arrays[feature.name].astype(np.float32)
+        np.testing.assert_array_equal(x[:, found.features.starts[feature.name]], expected, feature.name)
+
+
 def test_the_record_of_an_undisturbed_reading(two: list[Sample]) -> None:
     found = first_pass(two, Inputs(include=["MET_pt"], select="MET_pt > 10"))
     record = new_record(found)
