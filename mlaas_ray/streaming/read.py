@@ -65,7 +65,8 @@ def read_root(
         key: Branches that identify an event for the split; None for run, luminosity block and event where
             all files have them, and else file and entry.
         seed: Seed of the split and of the order.
-        shuffle: Whether events come in an order drawn from the seed, or in the order of the files.
+        shuffle: Whether events come in an order drawn from the seed, or in that of the files: by file and
+            entry, in every run.
         reading: How files are read, and what may go wrong meanwhile.
         progress: Whether the first pass shows a bar; None for only on a terminal.
 
@@ -109,7 +110,9 @@ def read_events(found: FirstPass, **options: Any) -> ray.data.Dataset:
 
     Args:
         found: What the first pass found.
-        options: Those of :func:`planned_events`, but the mode: tasks on the cluster's CPUs read.
+        options: Those of :func:`planned_events`, but the mode: tasks on the cluster's CPUs read. Without
+            ``shuffle`` the rows are in the plan's order in every run: by file and entry, where each block
+            has several datasets' share within the block.
 
     Raises:
         JobError: For shares of datasets that there are not.
@@ -121,6 +124,8 @@ def read_events(found: FirstPass, **options: Any) -> ray.data.Dataset:
     # A task gives block after block as the plan has them: Ray would put smaller ones together, and cut those
     # half as large again.
     events.context.target_max_block_size = max(1, int(source.block_bytes * 0.75))
+    if not source.shuffles:  # else Ray gives on whatever is read first
+        events.context.execution_options.preserve_order = True
     return events
 
 

@@ -28,7 +28,7 @@ SKIP = ReadingSettings.of({"bad_files": {"policy": "skip", "max_fraction": 0.5}}
 
 
 def table_of(dataset: Any) -> pa.Table:
-    """Return a dataset's blocks in the order in which they were planned."""
+    """Return a dataset's blocks in the order in which they were planned, also where they are shuffled."""
     dataset.context.execution_options.preserve_order = True
     return pa.concat_tables(list(dataset.iter_batches(batch_size=None, batch_format="pyarrow")))
 
