@@ -66,6 +66,7 @@ def bitwise(function: np.ufunc, of_conditions: np.ufunc) -> Operator:
 
     def apply(one: Value, other: Value) -> Value:
         one, other = typed(one), typed(other)
+        one, other = _alike(one, other), _alike(other, one)
         types = {one.type, other.type}
         if "f" in types:
             raise FeatureError(_NEITHER, "Compare first: (x > 1) & (y > 2)")
@@ -95,6 +96,13 @@ def inverted(x: Value) -> Value:
     if x.type == "b":
         return negated(x)
     return Value(python_number(np.invert(_bits(x.content))), x.offsets, x.missing)
+
+
+def _alike(x: Value, other: Value) -> Value:
+    """Return a value that is nowhere known as a whole number, beside one."""
+    if other.type != "i" or x.type != "b" or x.missing is None or not x.missing.all():
+        return x
+    return Value(np.zeros(len(x.content), np.int64), x.offsets, x.missing)
 
 
 def _bits(numbers: Any) -> Any:

@@ -181,16 +181,16 @@ def extents_of(found: FirstPass) -> tuple[Extent, ...]:
 
 def new_record(found: FirstPass, reading: ReadingSettings | None = None) -> Record:
     """Begin the record of reading what a first pass found."""
-    files = [_recorded(found, file.path, file.dataset, file.entries) for file in found.files]
-    files += [_recorded(found, bad.source.path, bad.dataset, 0, bad.reason) for bad in found.skipped]
+    names = [sample.name for sample in found.samples]
+    files = [
+        RecordedFile(file.path, names[file.dataset], file.entries, filled=tuple(_lacking(found, file)))
+        for file in found.files
+    ]
+    files += [RecordedFile(bad.source.path, names[bad.dataset], 0, bad.reason) for bad in found.skipped]
     policy = (reading or ReadingSettings()).bad_files
     most = int(policy.max_fraction * len(files)) if policy.policy == "skip" else 0
     ensure_ray()
     return Record(files, most)
-
-
-def _recorded(found: FirstPass, path: str, dataset: int, entries: int, reason: str = "") -> RecordedFile:
-    return RecordedFile(path, found.samples[dataset].name, entries, reason)
 
 
 def event_reader(
@@ -221,17 +221,21 @@ def event_reader(
 
 
 def _read_file(found: FirstPass, file: ScannedFile) -> ReadFile:
-    names = (*(feature.name for feature in found.features.features), *found.samples[file.dataset].truth.names)
-    needed = needed_branches(found.features, names) | set(found.key)
-    lacking = sorted(name for name in needed if name not in file.branches)
     return ReadFile(
         source=file.source,
         tree=file.tree,
         uuid=file.uuid,
         dataset=file.dataset,
         row_bytes=file.bytes / max(1, file.entries),
-        missing=tuple(_elsewhere(found, name) for name in lacking),
+        missing=tuple(_elsewhere(found, name) for name in _lacking(found, file)),
     )
+
+
+def _lacking(found: FirstPass, file: ScannedFile) -> list[str]:
+    """Return the branches to read that a file lacks."""
+    names = (*(feature.name for feature in found.features.features), *found.samples[file.dataset].truth.names)
+    needed = needed_branches(found.features, names) | set(found.key)
+    return sorted(name for name in needed if name not in file.branches)
 
 
 def _elsewhere(found: FirstPass, name: str) -> Branch:

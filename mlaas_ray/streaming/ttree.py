@@ -197,6 +197,7 @@ class TTreeEvents:
                         length=layout.length,
                         bytes=int(leaf.branch.uncompressed_bytes),
                         counter=names.get(id(counter)),
+                        dtype=leaf.dtype,
                     )
         return branches, left_out | self._hidden
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import uproot
 
-from mlaas_ray.core.errors import DataError, FileUnreadableError
+from mlaas_ray.core.errors import DataError, FileUnreadableError, JobError
 from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.streaming import (
     FirstPass,
@@ -155,6 +155,64 @@ def test_a_branch_that_a_file_lacks_is_filled(write_tree) -> None:
     assert (x[:100, 1] == 1).all()
     assert np.isnan(x[100:, 1]).all()
     assert not np.isnan(x[:, 0]).any()
+
+
+@pytest.fixture
+def menus(write_tree) -> Sample:
+    """Two files with a trigger bit each: events 0, 2 and 4 have it; one file has jets with whole numbers."""
+    fired = np.array([True, False, True, False, True, False])
+    counts = np.array([1, 2, 0, 1, 1, 0])
+    jets = ak.unflatten(np.array([1, 2, 3, 6, 7], np.int32), counts)
+    one = write_tree(
+        "1.root", events=6, extra={"HLT_A": fired, "id": np.arange(6, dtype=np.uint8), "J_id": jets}
+    )
+    other = write_tree("2.root", events=6, extra={"HLT_B": ~fired, "HLT_on": np.ones(6, bool)}, seed=1)
+    return Sample([one, other])
+
+
+def read_menus(menus: Sample, fill: dict[str, Any], **inputs: Any) -> tuple[list[list[float]], Any]:
+    """Return the rows, with NaN as -1, and the total of the record."""
+    reading = ReadingSettings(missing="fill", fill=fill)
+    found = first_pass([menus], Inputs(**inputs), reading=reading)
+    record = new_record(found)
+    x = read(found, reading=reading, record=record)["x"].combine_chunks().to_numpy_ndarray()
+    return np.nan_to_num(x, nan=-1).tolist(), record.document()["total"]
+
+
+@pytest.mark.parametrize(
+    ("select", "entries"),
+    [
+        ("HLT_A | HLT_B", [0, 2, 4, 7, 9, 11]),
+        ("~HLT_A & ~HLT_B", [1, 3, 5, 6, 8, 10]),
+        ("HLT_A & ~is_missing(HLT_A)", [0, 2, 4]),
+        ("is_missing(HLT_A) or id & 2", [2, 3, 6, 7, 8, 9, 10, 11]),
+        ("is_missing(J_id) | (num(J_id) > 1)", [1, 6, 7, 8, 9, 10, 11]),
+        ("(id & 1) == 0", [0, 2, 4]),
+    ],
+)
+def test_bits_that_some_files_lack_are_false_and_can_be_asked_for(
+    menus: Sample, select: str, entries: list[int]
+) -> None:
+    rows, total = read_menus(menus, {}, include=["event"], select=select)
+    events = [entry % 6 for entry in entries]
+    assert [row[0] for row in rows] == events
+    assert total["cut"] == 12 - len(entries)
+    assert set(total["filled"]) <= {"HLT_A", "HLT_B", "id", "J_id"}
+
+
+def test_what_is_filled_in_is_measured_read_and_recorded(menus: Sample) -> None:
+    include = ["HLT_*", "bits", "id", "jets"]
+    define = {"bits": "id & 2", "jets": "sum(J_id & 2)"}
+    rows, total = read_menus(menus, {"HLT_B": True}, include=include, define=define)
+    # HLT_A, HLT_B, HLT_on, bits, id, jets
+    assert rows[:3] == [[1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 1, 4], [1, 1, 0, 2, 2, 0]]
+    assert rows[6:8] == [[0, 0, 1, -1, -1, 0], [0, 1, 1, -1, -1, 0]]
+    assert total["filled"] == {"HLT_A": 6, "HLT_B": 6, "HLT_on": 6, "J_id": 6, "id": 6}
+    given, _ = read_menus(menus, {"id": 3, "HLT_on": True}, include=include, define=define)
+    assert given[6] == [0, 0, 1, 2, 3, 0]
+    assert given[0] == [1, 0, 1, 0, 0, 0]
+    with pytest.raises(JobError, match=r"reading.fill: 'id' is uint8_t, which is never 0.5"):
+        read_menus(menus, {"i*": 0.5}, include=include, define=define)
 
 
 def test_a_missing_branch_of_a_collection_has_as_many_objects_as_the_others(write_tree) -> None:
