@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,7 @@ class WebServer(ThreadingHTTPServer):
         requests: What was asked for so far: path and range.
         failures: How many of the next requests are answered with status 503.
         whole: Whether ranges are ignored.
+        slow: By path, seconds before an answer.
     """
 
     daemon_threads = True
@@ -29,6 +31,7 @@ class WebServer(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         self.failures = 0
         self.whole = False
+        self.slow: dict[str, float] = {}
 
 
 @contextlib.contextmanager
@@ -52,6 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = self.headers.get("Range", "")
         self.server.requests.append((self.path, asked))
+        time.sleep(self.server.slow.get(self.path, 0.0))
         file = self.server.folder / self.path.lstrip("/")
         if self.server.failures:
             self.server.failures -= 1

@@ -42,6 +42,15 @@ Column = npt.NDArray[Any] | Jagged
 Columns = Mapping[str, Column]
 
 
+def true_or_false(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return booleans as the bytes 0 and 1, other numbers as they are.
+
+    C++ takes every byte but 0 for true, and one that was never initialised may be any; numpy, which takes
+    booleans for 0 or 1, would compute with 145.
+    """
+    return values.view(np.uint8) != 0 if values.dtype.kind == "b" else values
+
+
 def to_awkward(column: Column) -> ak.Array:
     """Return a column as an awkward array, of the machine's byte order."""
     if isinstance(column, Jagged):
@@ -88,7 +97,7 @@ def _numbers(array: Any, name: str) -> npt.NDArray[Any]:
         raise FeatureError(f"{name!r} is not numeric ({ak.type(array)})") from None
     if numbers.dtype.kind not in "biuf":
         raise FeatureError(f"{name!r} is not numeric ({numbers.dtype})")
-    return numbers
+    return true_or_false(numbers)
 
 
 def _native(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -24,15 +24,17 @@ class Scope(Mapping[str, Value]):
 
     Args:
         columns: By branch name: columns, or awkward arrays.
+        absent: Of these, what stands for branches that the file lacks, with the branches' numpy types.
 
     Raises:
         FeatureError: When there is none.
     """
 
-    def __init__(self, columns: Mapping[str, Any]) -> None:
+    def __init__(self, columns: Mapping[str, Any], absent: Mapping[str, str] | None = None) -> None:
         if not columns:
             raise FeatureError("there are no branches to compute with", "Read at least one")
         self._columns = columns
+        self._absent = absent or {}
         self._values: dict[str, Value] = {}
         first = next(iter(columns.values()))
         self.events = len(first)
@@ -46,7 +48,8 @@ class Scope(Mapping[str, Value]):
                     f"{name!r} has values for {len(column)} events, other branches for {self.events}",
                     "Read them together",
                 )
-            self._values[name] = Value.of(column)
+            value = Value.of(column)
+            self._values[name] = value.standing_for(self._absent[name]) if name in self._absent else value
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -269,6 +272,11 @@ class _Compiler:
             self._refuse(node.func, f"there is no function {shown}", close)
         values, options = self._arguments(node, function)
 
+        if name == "is_missing" and not _is_named(values["x"]):
+            self._refuse(
+                node, "is_missing asks about a branch, by its name", "Use isnan for what is computed"
+            )
+
         def call(*computed: Value) -> Value:
             return function.call(**dict(zip(values, computed, strict=True)), **options)
 
@@ -339,6 +347,13 @@ class _Compiler:
 
     def _refuse(self, node: ast.AST, message: str, remedy: str) -> NoReturn:
         syntax.refuse(message, remedy, self.text, node, self.what)
+
+
+def _is_named(node: ast.expr) -> bool:
+    called = node.func if isinstance(node, ast.Call) else None
+    return isinstance(node, ast.Name | ast.Attribute) or (
+        isinstance(called, ast.Name) and called.id == "branch"
+    )
 
 
 def _is_colon(node: ast.expr) -> bool:

@@ -141,6 +141,15 @@ def _nan_to_num(x: Value, nan: Value | None = None) -> Value:
     return _where(elementwise(np.isnan, x), nan or Value(0), x)
 
 
+@_function(
+    "numbers", "Whether an event's file lacks the branch x (`missing: fill`), or it has no value of it."
+)
+def _is_missing(x: Value) -> Value:
+    if x.offsets is not None:
+        return Value((x.counts > 0) & (_there(x).counts == 0) | x.absent)
+    return Value(np.isnan(x.numbers) | x.absent)
+
+
 @_function("objects", "Sum, in double precision; 0 of no objects.")
 def _sum(x: Value, axis: int = 1) -> Value:
     x = _there(x)

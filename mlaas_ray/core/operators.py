@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlaas_ray.core.errors import FeatureError
-from mlaas_ray.core.values import Value, aligned, elementwise, python_number, typed, widened
+from mlaas_ray.core.values import Value, aligned, elementwise, python_number, typed
 
 Operator = Callable[[Value, Value], Value]
 
@@ -66,13 +66,14 @@ def bitwise(function: np.ufunc, of_conditions: np.ufunc) -> Operator:
 
     def apply(one: Value, other: Value) -> Value:
         one, other = typed(one), typed(other)
+        one, other = _alike(one, other), _alike(other, one)
         types = {one.type, other.type}
         if "f" in types:
             raise FeatureError(_NEITHER, "Compare first: (x > 1) & (y > 2)")
         if "b" in types:
             return logical(of_conditions)(one, other)
         same, offsets = aligned([one, other])
-        content = python_number(function(*(widened(value.content) for value in same)))
+        content = python_number(function(*(_bits(value.content) for value in same)))
         lacking = [value.missing for value in same if value.missing is not None]
         return Value(content, offsets, np.logical_or.reduce(lacking) if lacking else None)
 
@@ -94,7 +95,21 @@ def inverted(x: Value) -> Value:
         raise FeatureError(_NEITHER, "Compare first: ~(x > 1)")
     if x.type == "b":
         return negated(x)
-    return Value(python_number(np.invert(widened(x.content))), x.offsets, x.missing)
+    return Value(python_number(np.invert(_bits(x.content))), x.offsets, x.missing)
+
+
+def _alike(x: Value, other: Value) -> Value:
+    """Return a value that is nowhere known as a whole number, beside one."""
+    if other.type != "i" or x.type != "b" or x.missing is None or not x.missing.all():
+        return x
+    return Value(np.zeros(len(x.content), np.int64), x.offsets, x.missing)
+
+
+def _bits(numbers: Any) -> Any:
+    """Return whole numbers as 64 bits with a sign; what is beyond (of 64 bits without) keeps its bits."""
+    if isinstance(numbers, np.ndarray):
+        return numbers.astype(np.int64, copy=False)
+    return (int(numbers) + 2**63) % 2**64 - 2**63
 
 
 def _constant(function: Callable[[Any, Any], Any], one: Any, other: Any) -> Any:

@@ -141,7 +141,12 @@ def needed_branches(rules: Rules, names: Iterable[str] | None = None, *, select:
 
 
 def prepare(
-    columns: Columns, rules: Rules, names: Iterable[str] | None = None, *, select: bool = True
+    columns: Columns,
+    rules: Rules,
+    names: Iterable[str] | None = None,
+    *,
+    select: bool = True,
+    absent: Mapping[str, str] | None = None,
 ) -> tuple[Columns, Mask | None]:
     """Define, select, and shape the objects of some events.
 
@@ -151,6 +156,7 @@ def prepare(
         names: What is wanted, of the file or defined; left out, the features of a FeatureSpec, or all there
             is.
         select: Whether events are selected.
+        absent: Columns that stand for branches that the file lacks, with the branches' numpy types.
 
     Returns:
         The wanted columns of all events, and which events are kept ``(events,)``; None for all of them.
@@ -165,7 +171,7 @@ def prepare(
     wanted = _wanted(rules, names)
     if wanted is None:
         wanted = [*columns, *rules.define]
-    scope = _defined(Scope(columns), rules, _used(rules, wanted, select))
+    scope = _defined(Scope(columns, absent), rules, _used(rules, wanted, select))
     keep = _selected(scope, rules) if selecting else None
     result = {
         name: scope[name].column(scope.events) if name in rules.define else columns[name] for name in wanted
@@ -174,7 +180,11 @@ def prepare(
 
 
 def computed(
-    columns: Columns, rules: Rules, texts: Mapping[str, str], constants: Mapping[str, float]
+    columns: Columns,
+    rules: Rules,
+    texts: Mapping[str, str],
+    constants: Mapping[str, float],
+    absent: Mapping[str, str] | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """Compute expressions over some events, each to one number an event ``(events,)``.
 
@@ -183,6 +193,7 @@ def computed(
         rules: What is defined.
         texts: The expressions, by what they are for.
         constants: Numbers they may name.
+        absent: As for :func:`prepare`.
 
     Raises:
         BranchMissingError: When one names a branch that is not there.
@@ -192,7 +203,8 @@ def computed(
         return {}
     expressions = {what: Expression.parse(text, what) for what, text in texts.items()}
     wanted = {name for expression in expressions.values() for name in expression.names}
-    scope = _defined(Scope(columns), rules, _used(rules, wanted - set(constants), select=False))
+    used = _used(rules, wanted - set(constants), select=False)
+    scope = _defined(Scope(columns, absent), rules, used)
     for name, number in constants.items():
         scope.define(name, Value(float(number)))
     result = {}

@@ -17,7 +17,7 @@ MAX_CHARACTERS = 4000
 MAX_DEPTH = 100
 MAX_NUMBER = 2**64
 # Functions that answer with true or false.
-_CONDITIONS = ("all", "any", "isfinite", "isinf", "isnan")
+_CONDITIONS = ("all", "any", "is_missing", "isfinite", "isinf", "isnan")
 
 ALLOWED = (
     "Use branches, numbers, + - * / // % **, comparisons, & | ~, and or not, where(c, a, b), x[:, 0], "

@@ -30,12 +30,14 @@ class Value:
         offsets: ``(events + 1,)``: event ``i`` has the objects ``offsets[i]`` to ``offsets[i + 1]``.
         missing: Like ``content``: where there is no value; only with booleans and whole numbers.
         asked: Objects that ``x[:, :2]`` asked of an event, which may have fewer; 0 for any number.
+        absent: Whether it stands for a branch that the file lacks.
     """
 
     content: Any
     offsets: Whole | None = None
     missing: Bools | None = None
     asked: int = 0
+    absent: bool = False
 
     @classmethod
     def of(cls, column: Column) -> Value:
@@ -46,6 +48,14 @@ class Value:
             return cls(_plain(column))
         events, length = column.shape
         return cls(_plain(column.reshape(-1)), np.arange(events + 1, dtype=np.int64) * length)
+
+    def standing_for(self, dtype: str) -> Value:
+        """Return the same as what is filled in for a branch of a type: NaN in whole numbers is missing."""
+        content, kind = self.content, np.dtype(dtype).kind
+        if kind == "f" or content.dtype.kind != "f":
+            return replace(self, absent=True)
+        nothing: Array = np.zeros(len(content), np.bool_ if kind == "b" else np.int64)
+        return Value(nothing, self.offsets, np.isnan(content), absent=True)
 
     @property
     def kind(self) -> Kind | None:
@@ -215,7 +225,7 @@ def widened(numbers: Any) -> Any:
     if numbers.dtype.kind == "f" or numbers.dtype == np.int64:
         return numbers
     if numbers.dtype == np.uint64 and numbers.size and numbers.max() > np.iinfo(np.int64).max:
-        return numbers.astype(np.float64)
+        return numbers.astype(np.longdouble)  # most machines' has 64 bits: event % 2 is right
     return numbers.astype(np.int64)
 
 

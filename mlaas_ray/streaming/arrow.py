@@ -23,7 +23,9 @@ def branch_of(name: str, kind: pa.DataType, nested: Nested, size: int) -> Branch
         size: Uncompressed bytes of all entries.
     """
     shape = _shape(kind, nested)
-    return Branch(name, shape[0], str(kind), length=shape[1], bytes=size) if shape else None
+    if shape is None:
+        return None
+    return Branch(name, shape[0], str(kind), length=shape[1], bytes=size, dtype=_dtype(kind))
 
 
 def _shape(kind: pa.DataType, nested: Nested) -> tuple[Kind, int] | None:
@@ -91,10 +93,17 @@ def _numbers(array: pa.Array) -> npt.NDArray[Any]:
     if array.type == pa.float16():  # which the kernels do not know
         array = array.cast(pa.float32())
     if array.null_count:
-        array = array if pa.types.is_floating(array.type) else array.cast(pa.float64())
+        if not pa.types.is_floating(array.type):  # by the width, expressions tell conditions from numbers
+            array = array.cast(pa.float32() if pa.types.is_boolean(array.type) else pa.float64())
         array = array.fill_null(np.nan)
     numbers: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
     return numbers
+
+
+def _dtype(kind: pa.DataType) -> str:
+    """Return the type of the numbers in a type, as numpy calls it."""
+    kind = _stored(kind)
+    return str(np.dtype(kind.to_pandas_dtype())) if _is_number(kind) else _dtype(kind.value_type)
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -257,8 +257,9 @@ def _of_piece(part: ReadPiece, reader: Reader, cuts: Sequence[str], classes: int
 def _flow(part: ReadPiece, reader: Reader, cuts: Sequence[str]) -> Iterator[int]:
     """Give the events that are left after each cut."""
     left = np.ones(part.piece.entries, np.bool_)
+    absent = reader.files[part.piece.file].absent
     for cut in cuts:
-        value = computed(part.columns, reader.features, {"select": cut}, {})["select"]
+        value = computed(part.columns, reader.features, {"select": cut}, {}, absent)["select"]
         left &= (value != 0) & (value == value)
         yield int(left.sum())
 

@@ -32,6 +32,7 @@ class Branch:
         length: Values of an event when ``fixed``, else 1.
         bytes: Uncompressed bytes of all entries; 0 where the format does not say.
         counter: The branch or field that holds the number of values of each event, where there is one.
+        dtype: Type of a value, as numpy calls it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Branch:
     length: int = 1
     bytes: int = 0
     counter: str | None = None
+    dtype: str = "float32"
 
 
 class Events(Protocol):

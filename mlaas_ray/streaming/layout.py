@@ -14,6 +14,7 @@ from mlaas_ray.core.prepare import check, needed_branches, rule_of
 from mlaas_ray.core.statistics import Sketches
 from mlaas_ray.core.views import grid_spec
 from mlaas_ray.streaming.events import Branch
+from mlaas_ray.streaming.missing import fill_value
 from mlaas_ray.streaming.scan import KEYS, Request, ScannedFile, is_integer
 
 Shape = tuple[Kind, int]
@@ -60,6 +61,8 @@ def common(
                 + others,
                 "Choose branches that all files have with include and exclude, or say reading.missing: fill",
             )
+        if lacks and request.reading.missing == "fill":
+            fill_value(branches[name], request.reading.fill)  # refuses what is no value of its type
         if lacks:
             missing[name] = tuple(file.path for file in lacks)
     if request.features is None:

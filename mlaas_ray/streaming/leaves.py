@@ -63,6 +63,18 @@ class Leaf:
         """The C++ type, for people."""
         return str(self.branch.typename)
 
+    @property
+    def dtype(self) -> str:
+        """The type of its numbers, as numpy calls it."""
+        kind: Any = self.branch.interpretation
+        kind = kind.model if isinstance(kind, uproot.AsObjects) else kind
+        while isinstance(kind, _LISTS):
+            kind = kind.keys if isinstance(kind, AsSet) else kind.values
+        kind = kind.content if isinstance(kind, uproot.AsJagged) else kind
+        dtype: Any = kind if isinstance(kind, np.dtype) else kind.to_dtype
+        dtype = dtype if self.member is None else dtype.fields[self.member][0]
+        return str(dtype.base.newbyteorder("=").name)
+
     def column(self, array: Any, layout: Layout, name: str) -> Column:
         """Make a column of what uproot read of the branch."""
         array = array if self.member is None else array[self.member]

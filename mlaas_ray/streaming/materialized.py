@@ -63,9 +63,10 @@ def materialize(
         The record of all shards, those of earlier runs too.
 
     Raises:
-        JobError: When the folder holds something else.
+        JobError: When the folder holds something else, or an expression asks what the shards cannot tell.
         DataError: Naming the file, tree and branch that cannot be read.
     """
+    _check_asked(found)
     shards = [replace(shard, index=index) for index, shard in enumerate(_shards(found))]
     _claim(output, found, shards)
     record = new_record(found, reading)
@@ -82,6 +83,20 @@ def materialize(
     for shard, path in zip(shards, paths, strict=True):
         record.note("materialize", 0, shard.index, _notes(path))
     return record
+
+
+def _check_asked(found: FirstPass) -> None:
+    """Refuse ``is_missing`` where files lack branches: shards have what was filled like any value."""
+    spec = found.features
+    texts = [*spec.define.values(), spec.select or ""]
+    texts += [text or "" for rule in spec.objects.values() for text in (rule.where, rule.sort_by)]
+    texts += [text for sample in found.samples for text in sample.truth.texts.values()]
+    asking = next((text for text in texts if "is_missing" in text), None)
+    if found.missing and asking is not None:
+        raise JobError(
+            f"{asking!r} asks which files lack a branch, and shards do not tell",
+            "Read the files themselves, or leave is_missing out",
+        )
 
 
 def identifiers(found: FirstPass) -> tuple[str, ...]:
@@ -176,13 +191,13 @@ class _Writer:
 
     def _table(self, part: ReadPiece) -> pa.Table:
         columns = {name: _kept(part.columns[name], part.mask) for name in self._names}
+        file = self._reader.files[part.piece.file]
         if not self._reader.key:
-            file = self._reader.files[part.piece.file]
             own = entry_identifiers(file.uuid, part.piece.start, part.piece.stop)
             columns |= {
                 name: _kept(values, part.mask) for name, values in zip((FILE, ENTRY), own, strict=True)
             }
-        return pa.table({name: _arrow(column) for name, column in columns.items()})
+        return pa.table({name: _arrow(column, file.absent.get(name)) for name, column in columns.items()})
 
     def _write(self, table: pa.Table) -> None:
         if self._writer is None:
@@ -212,15 +227,18 @@ def _kept(column: Column, mask: npt.NDArray[np.bool_] | None) -> Column:
     return Jagged(offsets, column.content[np.repeat(mask, counts)])
 
 
-def _arrow(column: Column) -> pa.Array:
+def _arrow(column: Column, absent: str | None) -> pa.Array:
+    """Make an array; ``absent``: numpy type of a branch that the file lacks and this stands for."""
     if isinstance(column, Jagged):
-        return pa.LargeListArray.from_arrays(pa.array(column.offsets), _numbers(column.content))
+        return pa.LargeListArray.from_arrays(pa.array(column.offsets), _numbers(column.content, absent))
     if column.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(_numbers(column.ravel()), column.shape[1])
-    return _numbers(column)
+        return pa.FixedSizeListArray.from_arrays(_numbers(column.ravel(), absent), column.shape[1])
+    return _numbers(column, absent)
 
 
-def _numbers(values: npt.NDArray[Any]) -> pa.Array:
+def _numbers(values: npt.NDArray[Any], absent: str | None) -> pa.Array:
+    if absent and values.dtype.kind == "f" and np.isnan(values).all():  # whole numbers have no NaN
+        return pa.nulls(len(values), pa.from_numpy_dtype(np.dtype(absent)))
     return pa.array(np.ascontiguousarray(values, values.dtype.newbyteorder("=")))
 
 

@@ -14,6 +14,8 @@ from mlaas_ray.core.hashing import mix
 from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.core.prepare import prepare, rule_of
 from mlaas_ray.core.statistics import Sketches, Summary
+from mlaas_ray.streaming.events import Branch
+from mlaas_ray.streaming.missing import valued
 from mlaas_ray.streaming.plan import cut
 from mlaas_ray.streaming.scan import Request, ScannedFile
 
@@ -22,7 +24,11 @@ PIECE_BYTES = 32_000_000
 
 
 def measured(
-    columns: Columns, names: Sequence[str], inputs: Inputs, place: str = ""
+    columns: Columns,
+    names: Sequence[str],
+    inputs: Inputs,
+    place: str = "",
+    absent: Mapping[str, str] | None = None,
 ) -> tuple[Sketches, dict[str, int]]:
     """Measure what the model would see of some events, before objects beyond its length are cut.
 
@@ -31,6 +37,7 @@ def measured(
         names: What to measure, of the file or defined.
         inputs: What is defined, selected and done to objects.
         place: Where the events come from, different for all that are measured apart.
+        absent: Columns that stand for branches that the file lacks, with the branches' numpy types.
 
     Returns:
         The sketches, and by branch a digest of its values in the events' order: equal for equal branches.
@@ -40,7 +47,7 @@ def measured(
     """
     from mlaas_ray.streaming.sweep import digest, summarise  # which brings numba
 
-    prepared, keep = prepare(columns, inputs, names)
+    prepared, keep = prepare(columns, inputs, names, absent=absent)
     summaries: dict[str, Summary] = {}
     digests: dict[str, int] = {}
     seed = int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little")
@@ -75,8 +82,15 @@ def _selected(column: Column, keep: npt.NDArray[np.bool_]) -> Column:
     return Jagged(np.concatenate([[0], np.cumsum(counts[keep])]).astype(np.int64), content)
 
 
-def wishes(file: ScannedFile, request: Request) -> tuple[list[str], dict[str, str]]:
+def wishes(
+    file: ScannedFile, request: Request, absent: Sequence[Branch] = ()
+) -> tuple[list[str], dict[str, str]]:
     """Tell what of a file must be read to learn what the features need.
+
+    Args:
+        file: The file.
+        request: What is asked of it.
+        absent: Branches of other files that it lacks, and that will be filled.
 
     Returns:
         What is to be measured, and by branch the counters that do for those whose multiplicity alone counts.
@@ -84,8 +98,9 @@ def wishes(file: ScannedFile, request: Request) -> tuple[list[str], dict[str, st
     inputs = request.inputs
     if request.features is not None:
         return [], {}
-    # what will be filled is not measured
-    names = [name for name in file.chosen if name in file.branches or name in inputs.define]
+    # what will have no value is not measured
+    there = {*file.branches, *inputs.define, *valued(absent, request.reading.fill)}
+    names = [name for name in file.chosen if name in there]
     if request.everything or inputs.normalise != "none" or inputs.representation == "grid":
         return names, {}
     full: list[str] = []

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlaas_ray.streaming.visit import Job, Visit
 
 # Part of every key: raise it when measuring changes, and what older versions wrote is not found.
-VERSION = 2
+VERSION = 3
 MOST_BYTES = 2_000_000_000
 
 
@@ -120,7 +120,8 @@ def open_memo() -> Memo | None:
 
 def visit_key(uuid: str, size: int, job: Job, request: Request) -> Any:
     """Return what decides the result of a visit."""
-    return [uuid, size, job.tree, job.measure, job.stop, request.document()]
+    absent = [[branch.name, branch.kind, branch.length, branch.dtype] for branch in job.absent]
+    return [uuid, size, job.tree, job.measure, job.stop, absent, request.document()]
 
 
 def pack_file(file: ScannedFile) -> dict[str, Any]:

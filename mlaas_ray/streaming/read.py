@@ -65,7 +65,8 @@ def read_root(
         key: Branches that identify an event for the split; None for run, luminosity block and event where
             all files have them, and else file and entry.
         seed: Seed of the split and of the order.
-        shuffle: Whether events come in an order drawn from the seed, or in the order of the files.
+        shuffle: Whether events come in an order drawn from the seed, or in that of the files: by file and
+            entry, in every run.
         reading: How files are read, and what may go wrong meanwhile.
         progress: Whether the first pass shows a bar; None for only on a terminal.
 
@@ -109,7 +110,9 @@ def read_events(found: FirstPass, **options: Any) -> ray.data.Dataset:
 
     Args:
         found: What the first pass found.
-        options: Those of :func:`planned_events`, but the mode: tasks on the cluster's CPUs read.
+        options: Those of :func:`planned_events`, but the mode: tasks on the cluster's CPUs read. Without
+            ``shuffle`` the rows are in the plan's order in every run: by file and entry, where each block
+            has several datasets' share within the block.
 
     Raises:
         JobError: For shares of datasets that there are not.
@@ -121,6 +124,8 @@ def read_events(found: FirstPass, **options: Any) -> ray.data.Dataset:
     # A task gives block after block as the plan has them: Ray would put smaller ones together, and cut those
     # half as large again.
     events.context.target_max_block_size = max(1, int(source.block_bytes * 0.75))
+    if not source.shuffles:  # else Ray gives on whatever is read first
+        events.context.execution_options.preserve_order = True
     return events
 
 
@@ -176,16 +181,16 @@ def extents_of(found: FirstPass) -> tuple[Extent, ...]:
 
 def new_record(found: FirstPass, reading: ReadingSettings | None = None) -> Record:
     """Begin the record of reading what a first pass found."""
-    files = [_recorded(found, file.path, file.dataset, file.entries) for file in found.files]
-    files += [_recorded(found, bad.source.path, bad.dataset, 0, bad.reason) for bad in found.skipped]
+    names = [sample.name for sample in found.samples]
+    files = [
+        RecordedFile(file.path, names[file.dataset], file.entries, filled=tuple(_lacking(found, file)))
+        for file in found.files
+    ]
+    files += [RecordedFile(bad.source.path, names[bad.dataset], 0, bad.reason) for bad in found.skipped]
     policy = (reading or ReadingSettings()).bad_files
     most = int(policy.max_fraction * len(files)) if policy.policy == "skip" else 0
     ensure_ray()
     return Record(files, most)
-
-
-def _recorded(found: FirstPass, path: str, dataset: int, entries: int, reason: str = "") -> RecordedFile:
-    return RecordedFile(path, found.samples[dataset].name, entries, reason)
 
 
 def event_reader(
@@ -216,17 +221,21 @@ def event_reader(
 
 
 def _read_file(found: FirstPass, file: ScannedFile) -> ReadFile:
-    names = (*(feature.name for feature in found.features.features), *found.samples[file.dataset].truth.names)
-    needed = needed_branches(found.features, names) | set(found.key)
-    lacking = sorted(name for name in needed if name not in file.branches)
     return ReadFile(
         source=file.source,
         tree=file.tree,
         uuid=file.uuid,
         dataset=file.dataset,
         row_bytes=file.bytes / max(1, file.entries),
-        missing=tuple(_elsewhere(found, name) for name in lacking),
+        missing=tuple(_elsewhere(found, name) for name in _lacking(found, file)),
     )
+
+
+def _lacking(found: FirstPass, file: ScannedFile) -> list[str]:
+    """Return the branches to read that a file lacks."""
+    names = (*(feature.name for feature in found.features.features), *found.samples[file.dataset].truth.names)
+    needed = needed_branches(found.features, names) | set(found.key)
+    return sorted(name for name in needed if name not in file.branches)
 
 
 def _elsewhere(found: FirstPass, name: str) -> Branch:

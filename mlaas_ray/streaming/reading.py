@@ -62,6 +62,11 @@ class ReadFile:
     row_bytes: float = 0.0
     missing: tuple[Branch, ...] = ()
 
+    @property
+    def absent(self) -> dict[str, str]:
+        """Numpy types of what is missing, by name."""
+        return {branch.name: branch.dtype for branch in self.missing}
+
 
 @dataclass(frozen=True)
 class Block:
@@ -357,13 +362,13 @@ class _Job:
                 raise fetched
             events, content = fetched
             columns = dict(events.decode(content))
-            columns |= filled(self._file.missing, columns, self.piece.entries)
-            reader = self.reader
-            prepared, keep = prepare(columns, reader.features, () if reader.bare else None)
+            reader, absent = self.reader, self._file.absent
+            columns |= filled(self._file.missing, columns, self.piece.entries, reader.settings.fill)
+            prepared, keep = prepare(columns, reader.features, () if reader.bare else None, absent=absent)
             part = ReadPiece(self.piece, where, columns, prepared)
             part.choose(keep, self._chosen(columns))
             truth = reader.truths[self._file.dataset]
-            part.y, part.weight = truth.of(columns, reader.features, self.piece.entries)
+            part.y, part.weight = truth.of(columns, reader.features, self.piece.entries, absent)
             asked = (part.mask, reader.classes, where, self.piece.start, truth.texts)
             check_values(part.y, part.weight, *asked)
             return part.spent(_traffic(events.data), time.perf_counter() - begun)

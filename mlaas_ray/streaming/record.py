@@ -63,12 +63,14 @@ class RecordedFile:
         dataset: Name of its dataset.
         entries: Entries of the file.
         reason: Why the first pass could not read it; empty for what was planned.
+        filled: Branches that it lacks, and that are filled.
     """
 
     path: str
     dataset: str
     entries: int
     reason: str = ""
+    filled: tuple[str, ...] = ()
 
 
 class Ledger:
@@ -153,7 +155,10 @@ class Ledger:
             "readings": readings,
             "total": _sum([reading["total"] for reading in readings]),
             "skipped_files": [
-                {**asdict(self._files[index]), "reason": self._files[index].reason or self._reason(index)}
+                {
+                    **{name: getattr(self._files[index], name) for name in ("path", "dataset", "entries")},
+                    "reason": self._files[index].reason or self._reason(index),
+                }
                 for index in sorted(self._bad)
             ],
             "absences": [
@@ -196,9 +201,9 @@ def _reading(
         row |= _sum([_numbers(piece) for piece in own])
         row["not_reached"] = row["planned"] - sum(row[fate] for fate in FATES)
         reasons = sorted({piece.reason for piece in own if piece.reason})
-        rows.append(row | ({"reasons": reasons} if reasons else {}))
-    total = _sum([{key: value for key, value in row.items() if key != "reasons"} for row in rows])
-    return {"reading": name, "epoch": epoch, "files": rows, "total": total}
+        filled = dict.fromkeys(files[index].filled, row["read"])
+        rows.append(row | ({"reasons": reasons} if reasons else {}) | ({"filled": filled} if filled else {}))
+    return {"reading": name, "epoch": epoch, "files": rows, "total": _sum(rows)}
 
 
 def _numbers(piece: PieceRecord) -> dict[str, Any]:
@@ -210,13 +215,16 @@ _ZERO = dict.fromkeys((*FATES, "bytes", "retries", "failovers"), 0) | {"seconds"
 
 
 def _sum(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what are numbers."""
+    """Add up what are numbers, and what was filled by branch."""
     total: dict[str, Any] = dict(_ZERO)
+    filled: dict[str, int] = {}
     for row in rows:
         for key, value in row.items():
             if isinstance(value, int | float):
                 total[key] = total.get(key, 0) + value
-    return total
+        for name, events in row.get("filled", {}).items():
+            filled[name] = filled.get(name, 0) + events
+    return total | ({"filled": filled} if filled else {})
 
 
 class Record:
@@ -268,9 +276,10 @@ class Record:
             ``readings``: for each pass over the data (``reading``, ``epoch``) its ``files`` and ``total``,
             with entries ``planned`` = ``read`` + ``cut`` (by the selection) + ``elsewhere`` (in the other
             part of the split) + ``skipped`` + ``not_reached`` (the run ended before), ``bytes`` as stored,
-            ``seconds``, ``retries`` and ``failovers``, and ``reasons``; the sum of their ``total``;
-            ``skipped_files``; and ``absences``: servers that were waited for, how often they were asked,
-            for how many seconds, and whether they came back.
+            ``seconds``, ``retries`` and ``failovers``, ``reasons``, and ``filled``, the events read for which
+            a branch that the file lacks was filled, by branch; the sum of their ``total``; ``skipped_files``;
+            and ``absences``: servers that were waited for, how often they were asked, for how many seconds,
+            and whether they came back.
         """
         document: dict[str, Any] = ray.get(self._ledger.document.remote())
         return document

@@ -94,6 +94,7 @@ class RNTupleEvents:
                     length=field.length,
                     bytes=self._bytes(field),
                     counter=_counter(field, counters),
+                    dtype=self._store.dtype(field.values).name,
                 )
                 for name, field in self._fields.items()
                 if not self._refuses(field)

@@ -56,6 +56,11 @@ class RootDatasource(Datasource):
         return int(sum(plan.planned.values()) * (high - low) * plan.row_bytes)
 
     @property
+    def shuffles(self) -> bool:
+        """Whether each epoch has an order of its own, drawn from the seed."""
+        return self._events.plan.shuffle
+
+    @property
     def block_bytes(self) -> int:
         """Bytes of a usual block."""
         return (self.estimate_inmemory_data_size() or 0) // self._events.plan.blocks
@@ -68,8 +73,11 @@ class RootDatasource(Datasource):
         blocks = self._events.planned(epoch)
         self._events.note(epoch)
         options = getattr(data_context, "execution_options", None)
-        most = _ORDERED_TASK_BLOCKS if getattr(options, "preserve_order", False) else _TASK_BLOCKS
+        ordered = getattr(options, "preserve_order", False)
+        most = _ORDERED_TASK_BLOCKS if ordered else _TASK_BLOCKS
         each = max(1, min(most, int(len(blocks) / (self._cpus * _TASKS_PER_CPU))))
+        if not (ordered or self.shuffles):
+            each = max(1, len(blocks))  # Ray gives on the tasks' blocks as they come, but one task's in order
         return [
             self._task(blocks[start : start + each], per_task_row_limit)
             for start in range(0, len(blocks), each)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from mlaas_ray.core.columns import Kind
 from mlaas_ray.core.errors import BranchMissingError, DataError, nearest
@@ -24,8 +25,6 @@ KEYS = (
     ("runNumber", "eventNumber"),
     ("EventInfoAuxDyn.runNumber", "EventInfoAuxDyn.eventNumber"),
 )
-_INTEGER = re.compile(r"int|long|short", re.IGNORECASE)
-_FLOATING = re.compile(r"float|double|real", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Request:
 
     def document(self) -> dict[str, Any]:
         """Return what decides the result for one file, as JSON."""
-        reading = {name: getattr(self.reading, name) for name in ("missing", "nested", "sample")}
+        reading = {name: getattr(self.reading, name) for name in ("missing", "fill", "nested", "sample")}
         return {
             "inputs": self.inputs.model_dump(mode="json"),
             "reading": reading,
@@ -183,7 +182,7 @@ def is_integer(branch: Branch | None) -> bool:
     """Tell whether a branch is one whole number an event, as identifiers are."""
     if branch is None or branch.kind != "flat":
         return False
-    return bool(_INTEGER.search(branch.type)) and not _FLOATING.search(branch.type)
+    return np.dtype(branch.dtype).kind in "iu"
 
 
 def _key(key: Sequence[str], there: Mapping[str, Branch], where: str) -> Sequence[str]:

@@ -43,10 +43,11 @@ class Bounds(NamedTuple):
     def of(cls, spec: FeatureSpec) -> Bounds:
         """Return the smallest and largest values that the first pass saw."""
         seen = [(f.statistics.min, f.statistics.max) if f.statistics else (None, None) for f in spec.features]
-        # rounded as the values are, so that the extremes themselves are within
         low = np.array([-np.inf if least is None else least for least, _ in seen], np.float32)
         high = np.array([np.inf if most is None else most for _, most in seen], np.float32)
-        return cls(low, high)
+        # statistics are of float64: a whole number beyond it, rounded once, may be the next float32
+        below, above = np.nextafter(low, np.float32(-np.inf)), np.nextafter(high, np.float32(np.inf))
+        return cls(np.where(abs(low) < 2**53, low, below), np.where(abs(high) < 2**53, high, above))
 
 
 def scatter(

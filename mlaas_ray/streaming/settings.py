@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from mlaas_ray.core.inputs import Names
 from mlaas_ray.core.settings import Settings
@@ -54,8 +54,10 @@ class ReadingSettings(Settings):
             nodes have CPUs.
         redirectors: XRootD redirectors for ``/store/…`` names, tried in this order.
         bad_files: What becomes of a file that cannot be read.
-        missing: What becomes of a branch that some files lack: ``fail``, ``fill`` with NaN (or no objects),
-            or ``drop`` it.
+        missing: What becomes of a branch that some files lack: ``fail``, ``fill`` it: booleans with false,
+            others with NaN (or no objects), or ``drop`` it.
+        fill: By name or glob, what such a branch is filled with in place of NaN (false, where it is boolean);
+            ``.nan`` for no value.
         nested: What becomes of ``vector<vector>`` branches: ``leave`` them out, or ``flatten`` each event's.
         max_events: Events to read at most of each dataset; left out, all.
         sample: Share of each file's clusters that the first pass measures; 1 for all.
@@ -75,6 +77,7 @@ class ReadingSettings(Settings):
     )
     bad_files: Annotated[BadFiles, BeforeValidator(_policy)] = BadFiles()
     missing: Literal["fail", "fill", "drop"] = "fail"
+    fill: dict[str, bool | int | float] = Field(default_factory=dict)
     nested: Literal["leave", "flatten"] = "leave"
     max_events: Annotated[int | None, BeforeValidator(_all)] = Field(default=None, ge=1)
     sample: float = Field(default=1.0, gt=0, le=1)
@@ -84,3 +87,9 @@ class ReadingSettings(Settings):
     ahead_bytes: int = Field(default=200_000_000, ge=1)
     in_flight: int = Field(default=6, ge=1)
     threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fill and self.missing != "fill":
+            raise ValueError(f"fill is for missing: fill, and missing is {self.missing}")
+        return self

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlaas_ray.streaming.events import Branch
+from mlaas_ray.streaming.layout import all_branches
 from mlaas_ray.streaming.memo import Memo
-from mlaas_ray.streaming.scan import Request, SkippedFile
+from mlaas_ray.streaming.missing import valued
+from mlaas_ray.streaming.scan import Request
 from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.states import State
 from mlaas_ray.streaming.visit import Job, Outcome, Visit, visit
@@ -124,42 +125,43 @@ class _Tour:
             outcomes.append(known)
             if known is None:
                 todo.append(job)
-        fresh = iter(self._visited(todo, description))
-        return [next(fresh) if outcome is None else outcome for outcome in outcomes]
+        fresh = self._visited(todo, description)
+        for outcome in fresh:
+            if isinstance(outcome, Visit) and not (outcome.rest or outcome.waits):
+                self._remember(outcome)
+        done = iter(fresh)
+        return [next(done) if outcome is None else outcome for outcome in outcomes]
 
     def finish(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Measure what visits left over: the rest of large files, and files whose branches must be filled."""
-        branches: dict[str, Branch] = {}
-        for outcome in outcomes:
-            if isinstance(outcome, Visit):
-                branches |= {n: b for n, b in outcome.file.branches.items() if n not in branches}
+        again = dict(self._again(outcomes))
+        fresh = dict(zip(again, self.go(list(again.values()), "first pass"), strict=True))
+        result = [fresh.get(index, outcome) for index, outcome in enumerate(outcomes)]
         jobs: list[Job] = []
         owner: list[int] = []
-        for index, outcome in enumerate(outcomes):
-            if not isinstance(outcome, Visit) or not (outcome.rest or outcome.waits):
-                continue
-            job = self._jobs[outcome.file.dataset, outcome.file.path]
-            if outcome.waits:
-                absent = tuple(b for n, b in sorted(branches.items()) if n not in outcome.file.branches)
-                jobs.append(replace(job, absent=absent))
-                owner.append(index)
-            else:
+        for index, outcome in enumerate(result):
+            if isinstance(outcome, Visit) and outcome.rest:
+                job = self._jobs[outcome.file.dataset, outcome.file.path]
                 jobs += [replace(job, ranges=(one,)) for one in outcome.rest]
                 owner += [index] * len(outcome.rest)
-        result = list(outcomes)
-        while jobs:
-            later: list[tuple[Job, int]] = []
-            for job, index, more in zip(jobs, owner, self._visited(jobs, "first pass"), strict=True):
-                before = result[index]
-                if isinstance(before, SkippedFile):
-                    continue
+        for index, more in zip(owner, self._visited(jobs, "first pass"), strict=True):
+            before = result[index]
+            if isinstance(before, Visit):
                 result[index] = before.extended(more) if isinstance(more, Visit) else more
-                if isinstance(more, Visit):
-                    later += [(replace(job, ranges=(one,)), index) for one in more.rest]
-            jobs, owner = [job for job, _ in later], [index for _, index in later]
-        for outcome in result:
-            self._remember(outcome)
+        for index in dict.fromkeys(owner):
+            self._remember(result[index])
         return result
+
+    def _again(self, outcomes: Sequence[Outcome]) -> Iterator[tuple[int, Job]]:
+        """Give the files to be visited again, now that it is known which branches of others they lack."""
+        reading = self._request.reading
+        seen = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Visit)]
+        branches = all_branches([one.file for _, one in seen])
+        chosen = {name for _, one in seen for name in one.file.chosen} if self.measures else set()
+        for index, one in seen if reading.missing == "fill" else ():
+            absent = tuple(b for n, b in sorted(branches.items()) if n not in one.file.branches)
+            if one.waits or valued(absent, reading.fill) & chosen:
+                yield index, replace(self._jobs[one.file.dataset, one.file.path], absent=absent)
 
     def _known(self, job: Job) -> tuple[Visit | None, Job]:
         """Return what is known of a file, and the job to learn it otherwise."""

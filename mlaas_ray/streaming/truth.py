@@ -52,19 +52,22 @@ class Truth:
         """Numbers that are to be learnt of an event."""
         return len(self.label) if isinstance(self.label, tuple) else 1
 
-    def of(self, columns: Columns, rules: Rules, events: int) -> tuple[Floats, Floats]:
+    def of(
+        self, columns: Columns, rules: Rules, events: int, absent: Mapping[str, str] | None = None
+    ) -> tuple[Floats, Floats]:
         """Compute labels ``(events,)`` (or ``(events, targets)``) and weights ``(events,)``.
 
         Args:
             columns: The branches, by name.
             rules: What is defined.
             events: How many there are.
+            absent: Columns that stand for branches that the file lacks, with the branches' numpy types.
 
         Raises:
             BranchMissingError: For a name that is no branch.
             FeatureError: When an expression gives objects where one number an event is due.
         """
-        found = computed(columns, rules, self.texts, self.constants)
+        found = computed(columns, rules, self.texts, self.constants, absent)
         weight = found.pop("weights", None)
         if isinstance(self.label, tuple):
             y = np.stack([values.astype(np.float32) for values in found.values()], axis=1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlaas_ray.core.columns import Column, Columns
+from mlaas_ray.core.columns import Column, Columns, Jagged, true_or_false
 from mlaas_ray.core.errors import BranchMissingError, DataError, FileUnreadableError, MlaasError, nearest
 from mlaas_ray.streaming.baskets import BasketReader
 from mlaas_ray.streaming.damage import DAMAGE, REMEDY, naming, reason_of
@@ -113,7 +113,7 @@ class TTreeEvents:
         with naming(self.path, self.tree):
             made = self._baskets.decode(fetched.chunks, fetched.plain, fetched.start, fetched.stop)
         columns = {**made, **fetched.read}
-        return {name: columns[name] for name in fetched.names}
+        return {name: _checked(columns[name]) for name in fetched.names}
 
     def _read(self, layouts: Mapping[str, Layout], start: int, stop: int) -> dict[str, Column]:
         leaves = {name: self._leaf(name) for name in layouts}
@@ -197,5 +197,13 @@ class TTreeEvents:
                         length=layout.length,
                         bytes=int(leaf.branch.uncompressed_bytes),
                         counter=names.get(id(counter)),
+                        dtype=leaf.dtype,
                     )
         return branches, left_out | self._hidden
+
+
+def _checked(column: Column) -> Column:
+    """Return a column whose booleans are 0 or 1."""
+    if isinstance(column, Jagged):
+        return Jagged(column.offsets, true_or_false(column.content))
+    return true_or_false(column)

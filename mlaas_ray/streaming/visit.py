@@ -74,15 +74,13 @@ class Visit:
     digests: Mapping[str, int] = field(default_factory=dict)
 
     def extended(self, other: Visit) -> Visit:
-        """Add what a later visit measured."""
+        """Add what a later visit measured of the rest."""
         parts = [one.sketches for one in (self, other) if one.sketches is not None]
         return replace(
             self,
-            file=replace(self.file, chosen=other.file.chosen),
             sketches=Sketches.merged(parts) if parts else None,
             events=self.events + other.events,
             rest=(),
-            waits=False,
             digests=added(self.digests, other.digests),
         )
 
@@ -162,7 +160,7 @@ class _Opened:
         """Decide what to read."""
         assert self.file is not None
         assert self.events is not None
-        self.names, self.counters = wishes(self.file, request)
+        self.names, self.counters = wishes(self.file, request, self.job.absent)
         absent = {branch.name for branch in self.job.absent}
         needed = needed_branches(request.inputs, self.names, select=bool(self.names)) - absent
         self.reads = sorted(needed | set(self.counters.values()))
@@ -195,12 +193,13 @@ class _Opened:
             assert self.events is not None
             columns = dict(self.events.decode(fetched))
             entries = piece.stop - piece.start
-            columns |= filled(self.job.absent, columns, entries)
+            columns |= filled(self.job.absent, columns, entries, request.reading.fill)
+            absent = {branch.name: branch.dtype for branch in self.job.absent}
             sketches = []
             if self.names:
                 assert self.file is not None
                 place = f"{self.file.uuid} {piece.start}"
-                own, digests = measured(columns, self.names, request.inputs, place)
+                own, digests = measured(columns, self.names, request.inputs, place, absent)
                 sketches.append(own)
                 self.digests = added(self.digests, digests)
             if self.counters:

@@ -35,6 +35,7 @@ KEYS: Mapping[str, str] = {
     "reading.redirectors": "",
     "reading.bad_files": "",
     "reading.missing": _INPUTS,
+    "reading.fill": _INPUTS,
     "reading.nested": _INPUTS,
     "reading.max_events": _EVENTS,
     "reading.sample": _INPUTS,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mlaas_ray.core.columns import Jagged, to_awkward
 from mlaas_ray.core.errors import BranchMissingError, FeatureError, JobError
-from mlaas_ray.core.expressions import Expression
+from mlaas_ray.core.expressions import Expression, Scope
 from mlaas_ray.core.functions import CONSTANTS, FUNCTIONS
 
 NAN = math.nan
@@ -424,6 +424,45 @@ def test_what_is_no_expression_is_refused_when_it_is_read(text: str) -> None:
         Expression.parse(text, "define.x")
 
 
+def test_the_bits_of_unsigned_numbers_are_all_there() -> None:
+    words = np.array([1, 2**63 + 1, 2**64 - 1], np.uint64)
+    for content in (words, words[:1]):  # whatever other events hold
+        assert evaluate("w & 3", {"w": content}) == [1, 1, 3][: len(content)]
+        assert (
+            evaluate("(w & 9223372036854775808) != 0", {"w": content}) == [False, True, True][: len(content)]
+        )
+        assert evaluate("(~w & 1) == 0", {"w": content}) == [True] * len(content)
+        assert evaluate("w % 4 - 2", {"w": content}) == [-1, -1, 1][: len(content)]
+        assert evaluate("w // 2**62", {"w": content}) == [0, 2, 3][: len(content)]
+
+
+def test_what_a_file_lacks_is_missing_keeps_its_type_and_can_be_told_from_what_it_holds() -> None:
+    nothing = np.full(2, np.nan, np.float32)
+    columns = {
+        **{"flag": np.zeros(2, bool), "word": nothing, "x": nothing, "there": np.array([1, 2])},
+        **{"sent": np.array([1, np.nan]), "jets": Jagged(np.array([0, 1, 1]), np.array([np.nan]))},
+        "tags": Jagged(np.array([0, 1, 1]), np.array([5])),
+    }
+    absent = {"flag": "bool", "word": "uint32", "x": "float64", "tags": "int16"}
+
+    def of(text: str) -> list[Any]:
+        scope = Scope(columns, absent)
+        return to_awkward(Expression.parse(text).value(scope).column(scope.events)).tolist()
+
+    for name in ("flag", "word", "x", "tags", 'branch("x")'):
+        assert of(f"is_missing({name})") == [True, True]
+    assert of("is_missing(there)") == [False, False]
+    assert of("is_missing(sent)") == [False, True]
+    assert of("is_missing(jets)") == [True, False]
+    assert of("flag | ~flag") == [True, True]
+    assert np.isnan(of("word & there")).all()
+    assert np.isnan(of("~word")).all()
+    assert of("(word & 1) == 0") == [False, False]
+    assert of("word or there > 1") == [False, True]
+    assert np.isnan(of("x + 1")).all()
+    assert of("is_missing(flag) & (there == 1)") == [True, False]
+
+
 def test_constants_are_bounded_also_inside() -> None:
     assert evaluate("MET_pt * 2**10", {"MET_pt": np.ones(1)}) == [1024]
     assert evaluate("MET_pt * 0 + 2**62 * 4", {"MET_pt": np.ones(1)}) == [2.0**64]
@@ -479,6 +518,7 @@ def test_the_common_mistake_of_precedence_is_explained(text: str) -> None:
         ("nJet ^ 2", FeatureError, "Use ** for a power"),
         ("Jet_id ^ Jet_tight", FeatureError, "Use ** for a power"),
         ("MET_pt & 2", FeatureError, "Compare first"),
+        ("is_missing(nJet + 1)", JobError, "asks about a branch, by its name. Use isnan"),
         ("Jet_pt[:, MET_pt > 5]", FeatureError, "one whole number an event"),
         ("leading(Jet_pt, MET_pt)", FeatureError, "a list of objects is due"),
         ("~MET_pt", FeatureError, "Compare first"),

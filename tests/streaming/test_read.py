@@ -6,12 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import uproot
+from ray.data import ExecutionOptions
 
 from mlaas_ray.core.errors import FileUnreadableError, JobError
 from mlaas_ray.core.flatten import flatten
 from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.streaming import Sample, block_schema, first_pass, read_events, read_root
 from tests.streaming.conftest import damage
+from tests.webserver import running_webserver
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -42,6 +44,24 @@ def test_blocks_have_the_agreed_schema(write_tree) -> None:
     width = schema.field("x").type.shape[0]
     assert schema == block_schema(width)
     assert isinstance(schema.field("x").type, pa.FixedShapeTensorType)
+
+
+@pytest.mark.parametrize("options", [None, ExecutionOptions()], ids=["own", "as Ray Train sets them"])
+def test_without_shuffling_rows_are_in_the_order_of_the_files(
+    write_tree, tmp_path: Path, options: ExecutionOptions | None
+) -> None:
+    write_tree("a.root", events=100, clusters=1)
+    write_tree("b.root", events=1_500, clusters=15, seed=1)
+    with running_webserver(tmp_path) as web:
+        found = first_pass([Sample([f"{web.url}/{name}.root" for name in "ab"])], Inputs(include=["MET_pt"]))
+        web.slow["/a.root"] = 1.0  # the first file comes last
+        dataset = read_events(found)
+        if options is not None:
+            dataset.context.execution_options = options
+        batches = list(dataset.iter_batches(batch_size=64, batch_format="numpy"))
+    file, entry = (np.concatenate([batch[name] for batch in batches]) for name in ("file", "entry"))
+    np.testing.assert_array_equal(file, np.repeat([0, 1], [100, 1_500]))
+    np.testing.assert_array_equal(entry, np.concatenate([np.arange(100), np.arange(1_500)]))
 
 
 def test_two_parts_share_no_event_and_lose_none(write_tree) -> None:

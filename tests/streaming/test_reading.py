@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import uproot
 
-from mlaas_ray.core.errors import DataError, FileUnreadableError
+from mlaas_ray.core.errors import DataError, FileUnreadableError, JobError
 from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.streaming import (
     FirstPass,
@@ -28,7 +28,7 @@ SKIP = ReadingSettings.of({"bad_files": {"policy": "skip", "max_fraction": 0.5}}
 
 
 def table_of(dataset: Any) -> pa.Table:
-    """Return a dataset's blocks in the order in which they were planned."""
+    """Return a dataset's blocks in the order in which they were planned, also where they are shuffled."""
     dataset.context.execution_options.preserve_order = True
     return pa.concat_tables(list(dataset.iter_batches(batch_size=None, batch_format="pyarrow")))
 
@@ -157,6 +157,64 @@ def test_a_branch_that_a_file_lacks_is_filled(write_tree) -> None:
     assert not np.isnan(x[:, 0]).any()
 
 
+@pytest.fixture
+def menus(write_tree) -> Sample:
+    """Two files with a trigger bit each: events 0, 2 and 4 have it; one file has jets with whole numbers."""
+    fired = np.array([True, False, True, False, True, False])
+    counts = np.array([1, 2, 0, 1, 1, 0])
+    jets = ak.unflatten(np.array([1, 2, 3, 6, 7], np.int32), counts)
+    one = write_tree(
+        "1.root", events=6, extra={"HLT_A": fired, "id": np.arange(6, dtype=np.uint8), "J_id": jets}
+    )
+    other = write_tree("2.root", events=6, extra={"HLT_B": ~fired, "HLT_on": np.ones(6, bool)}, seed=1)
+    return Sample([one, other])
+
+
+def read_menus(menus: Sample, fill: dict[str, Any], **inputs: Any) -> tuple[list[list[float]], Any]:
+    """Return the rows, with NaN as -1, and the total of the record."""
+    reading = ReadingSettings(missing="fill", fill=fill)
+    found = first_pass([menus], Inputs(**inputs), reading=reading)
+    record = new_record(found)
+    x = read(found, reading=reading, record=record)["x"].combine_chunks().to_numpy_ndarray()
+    return np.nan_to_num(x, nan=-1).tolist(), record.document()["total"]
+
+
+@pytest.mark.parametrize(
+    ("select", "entries"),
+    [
+        ("HLT_A | HLT_B", [0, 2, 4, 7, 9, 11]),
+        ("~HLT_A & ~HLT_B", [1, 3, 5, 6, 8, 10]),
+        ("HLT_A & ~is_missing(HLT_A)", [0, 2, 4]),
+        ("is_missing(HLT_A) or id & 2", [2, 3, 6, 7, 8, 9, 10, 11]),
+        ("is_missing(J_id) | (num(J_id) > 1)", [1, 6, 7, 8, 9, 10, 11]),
+        ("(id & 1) == 0", [0, 2, 4]),
+    ],
+)
+def test_bits_that_some_files_lack_are_false_and_can_be_asked_for(
+    menus: Sample, select: str, entries: list[int]
+) -> None:
+    rows, total = read_menus(menus, {}, include=["event"], select=select)
+    events = [entry % 6 for entry in entries]
+    assert [row[0] for row in rows] == events
+    assert total["cut"] == 12 - len(entries)
+    assert set(total["filled"]) <= {"HLT_A", "HLT_B", "id", "J_id"}
+
+
+def test_what_is_filled_in_is_measured_read_and_recorded(menus: Sample) -> None:
+    include = ["HLT_*", "bits", "id", "jets"]
+    define = {"bits": "id & 2", "jets": "sum(J_id & 2)"}
+    rows, total = read_menus(menus, {"HLT_B": True}, include=include, define=define)
+    # HLT_A, HLT_B, HLT_on, bits, id, jets
+    assert rows[:3] == [[1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 1, 4], [1, 1, 0, 2, 2, 0]]
+    assert rows[6:8] == [[0, 0, 1, -1, -1, 0], [0, 1, 1, -1, -1, 0]]
+    assert total["filled"] == {"HLT_A": 6, "HLT_B": 6, "HLT_on": 6, "J_id": 6, "id": 6}
+    given, _ = read_menus(menus, {"id": 3, "HLT_on": True}, include=include, define=define)
+    assert given[6] == [0, 0, 1, 2, 3, 0]
+    assert given[0] == [1, 0, 1, 0, 0, 0]
+    with pytest.raises(JobError, match=r"reading.fill: 'id' is uint8_t, which is never 0.5"):
+        read_menus(menus, {"i*": 0.5}, include=include, define=define)
+
+
 def test_a_missing_branch_of_a_collection_has_as_many_objects_as_the_others(write_tree) -> None:
     reading = ReadingSettings(missing="fill")
     counts = np.arange(100) % 3
@@ -208,6 +266,38 @@ def test_a_value_outside_what_the_first_pass_saw_is_not_trained_on(tmp_path: Pat
     path.write_bytes(content.replace(value, np.array([1e30], ">f4").tobytes()))
     with pytest.raises(FileUnreadableError, match=r"(?s)'x'.*1 values outside the range"):
         read(found)
+
+
+@pytest.mark.parametrize("sample", [1.0, 0.3])
+@pytest.mark.parametrize("select", [None, "MET_pt > -1"])
+def test_the_first_pass_and_the_reading_see_the_same_values_of_every_type(
+    write_tree, select: str | None, sample: float
+) -> None:
+    random = np.random.default_rng(5)
+    whole = random.integers(2**62, 2**63, 100)
+    whole[70] = 2**63 - 2**38 - 1  # the largest: float32 rounds it down, and up by way of float64
+    whole[71:] = np.minimum(whole[71:], 2**62)
+    whole[:70] = np.minimum(whole[:70], 2**62)
+    extra = {
+        "flag": random.integers(0, 256, 100).astype(np.uint8).view(np.bool_),
+        "whole": whole,
+        "negative": -whole,
+        "unsigned": whole.astype(np.uint64) + np.uint64(2**62),
+        "char": random.integers(-128, 128, 100).astype(np.int8),
+        "byte": random.integers(0, 256, 100).astype(np.uint8),
+        "short": random.integers(0, 2**16, 100).astype(np.uint16),
+        "double": random.normal(size=100) * 1e38,
+    }
+    path = write_tree(extra=extra, clusters=10)
+    reading = ReadingSettings(sample=sample)
+    found = first_pass([Sample(path)], Inputs(include=list(extra), select=select), reading=reading)
+    x = read(found, reading=reading)["x"].combine_chunks().to_numpy_ndarray()
+    with uproot.open(path) as file:
+        arrays = file["Events"].arrays(list(extra), library="np")
+    arrays["flag"] = arrays["flag"].view(np.uint8) != 0
+    for feature in found.features.features:
+        expected = arrays[feature.name].astype(np.float32)
+        np.testing.assert_array_equal(x[:, found.features.starts[feature.name]], expected, feature.name)
 
 
 def test_the_record_of_an_undisturbed_reading(two: list[Sample]) -> None:

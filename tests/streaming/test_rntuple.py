@@ -46,6 +46,17 @@ def test_entries_are_read_across_clusters(small: str) -> None:
     assert to_awkward(columns["jets"]).tolist() == [*JETS[4:], *JETS[:3]]
 
 
+def test_booleans_are_bits_whatever_bytes_they_were_written_from(tmp_path: Path) -> None:
+    path, flags = tmp_path / "flags.root", np.array([0, 1, 2, 145, 255, 0], np.uint8).view(np.bool_)
+    content = ak.contents.NumpyArray(flags)
+    arrays = {"flat": ak.Array(content), "jets": ak.unflatten(ak.Array(content), [2, 0, 1, 3, 0, 0])}
+    with uproot.recreate(path) as file:
+        file.mkrntuple("t", ak.Array(arrays).layout.form).extend(arrays)
+    columns = read(open_events(str(path)), "flat", "jets")
+    for values in (columns["flat"], columns["jets"].content):
+        assert values.view(np.uint8).tolist() == [0, 1, 1, 1, 1, 0]
+
+
 def test_no_entries_are_columns_without_rows(small: str) -> None:
     columns = read(open_events(small), "met", "jets", start=5, stop=5)
     assert {name: len(column) for name, column in columns.items()} == {"met": 0, "jets": 0}

@@ -21,6 +21,7 @@ from mlaas_ray.core.errors import (
     FileUnreadableError,
     JobError,
 )
+from mlaas_ray.core.expressions import Expression
 from mlaas_ray.streaming import rows
 from mlaas_ray.streaming.events import Events, open_events
 from mlaas_ray.streaming.source import Source
@@ -200,6 +201,7 @@ def test_parquet_types_become_columns_or_are_left_out(tmp_path: Path) -> None:
     found = read(events)
     np.testing.assert_array_equal(found["half"], np.array([1, 2, 3], np.float32))
     np.testing.assert_array_equal(found["flag"], [1, np.nan, 0])
+    np.testing.assert_array_equal(Expression.parse("~flag").evaluate(found), [False, True, True])
     np.testing.assert_array_equal(found["dotted.name"], [1, 2, 3])
     np.testing.assert_array_equal(found["dotted"], [4, 5, 6])
     np.testing.assert_array_equal(found["fixed"], [[1, 2], [np.nan, np.nan], [3, 4]])

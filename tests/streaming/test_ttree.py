@@ -100,6 +100,27 @@ def test_a_file_that_was_replaced_is_opened_anew(write_tree) -> None:
     assert open_events(path, "Events").entries == 20
 
 
+def test_a_boolean_is_true_by_any_byte_but_zero(tmp_path: Path) -> None:
+    """C++ never initialised some: flat and jagged ones are read by us, fixed ones by uproot."""
+    path, flags = tmp_path / "flags.root", np.array([0, 1, 2, 145, 255, 0], np.uint8).view(np.bool_)
+    with uproot.recreate(path, compression=None) as file:
+        file.mktree("t", {"flat": "?", "fixed": ("?", (2,)), "Jet_ok": "var * bool"}).extend(
+            {
+                "flat": flags,
+                "fixed": np.repeat(flags, 2).reshape(6, 2),
+                "Jet_ok": ak.unflatten(ak.Array(ak.contents.NumpyArray(flags)), [2, 0, 1, 3, 0, 0]),
+            }
+        )
+    assert b"\x91" * 2 in path.read_bytes()  # uproot wrote the bytes as they were
+    columns = read(open_events(str(path)), "flat", "fixed", "Jet_ok")
+    jets = columns["Jet_ok"]
+    assert isinstance(jets, Jagged)
+    for values, times in ((columns["flat"], 1), (columns["fixed"], 2), (jets.content, 1)):
+        assert not isinstance(values, Jagged)
+        assert values.dtype == np.bool_
+        assert values.view(np.uint8).ravel().tolist() == np.repeat([0, 1, 1, 1, 1, 0], times).tolist()
+
+
 @pytest.fixture
 def corner(real_data: Path) -> Path:
     return real_data / "corner"

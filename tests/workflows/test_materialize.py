@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import uproot
 import yaml
 
 from mlaas_ray.core import FeatureSpec
@@ -59,6 +60,29 @@ def test_the_shards_give_the_events_of_the_originals_on_the_same_side(job: Job, 
     assert json.loads((output / "record.json").read_text())["total"]["read"] == total["read"]
     features = FeatureSpec.from_json((output / "features.json").read_text())
     assert features.width == 5
+
+
+def test_what_files_lack_is_filled_before_and_after_alike(tmp_path: Path) -> None:
+    arrays = {"x": np.arange(50.0), "HLT_A": np.arange(50) % 2 == 0, "id": np.arange(50, dtype=np.int32)}
+    for number, names in enumerate((("x", "HLT_A", "id"), ("x",), ("x", "HLT_A", "id"))):
+        with uproot.recreate(tmp_path / f"{number}.root") as file:
+            content = {name: arrays[name] for name in names}
+            file.mktree("t", {name: array.dtype for name, array in content.items()}).extend(content)
+    content = {
+        "datasets": {
+            "full": {"files": str(tmp_path / "0.root"), "label": 1},
+            "bare": {"files": [str(tmp_path / "1.root"), str(tmp_path / "2.root")], "label": 0},
+        },
+        "reading": {"missing": "fill"},
+        "define": {"bit": "id & 2", "none": "~HLT_A"},
+    }
+    job = Job.of(content, "test")
+    materialize_job(job, tmp_path / "shards")
+    again = Job.load(tmp_path / "shards" / "job.yaml")
+    np.testing.assert_array_equal(rows_of(again, (0.0, 1.0)), rows_of(job, (0.0, 1.0)))
+    asking = Job.of(content | {"define": {"none": "is_missing(HLT_A)"}}, "test")
+    with pytest.raises(JobError, match=r"'is_missing\(HLT_A\)' asks which files lack a branch"):
+        materialize_job(asking, tmp_path / "others")
 
 
 def test_labels_and_weights_are_in_the_shards_too(job: Job, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ REFUSED = [
     "datasets.c={files: c.root, label: 1}",
     "lumi=3",
     "mixing=equal",
-    "reading.missing=fill",
+    "reading.missing=drop",
+    "reading.fill={HLT_*: true}",
     "reading.nested=flatten",
     "reading.max_events=10",
     "reading.sample=0.5",
@@ -93,6 +94,7 @@ ACCEPTED = [
 def run(tmp_path: Path) -> RunFolder:
     job = {
         "datasets": {"a": {"files": "a.root", "label": 1}, "b": {"files": "b.root", "label": 0}},
+        "reading": {"missing": "fill"},
         "train": {"epochs": 12},
     }
     (tmp_path / JOB).write_text(yaml.safe_dump(job))
