@@ -53,6 +53,7 @@ class ReadingSettings(Settings):
             them, and send them through the object store; ``auto``: plan, unless workers have GPUs and other
             nodes have CPUs.
         redirectors: XRootD redirectors for ``/store/…`` names, tried in this order.
+        allow_duplicates: Whether a file may be read twice: named twice, linked, or as a copy.
         bad_files: What becomes of a file that cannot be read.
         missing: What becomes of a branch that some files lack: ``fail``, ``fill`` with NaN (or no objects),
             or ``drop`` it.
@@ -72,6 +73,7 @@ class ReadingSettings(Settings):
         "root://xrootd-cms.infn.it/",
         "root://cmsxrootd.fnal.gov/",
     )
+    allow_duplicates: bool = False
     bad_files: Annotated[BadFiles, BeforeValidator(_policy)] = BadFiles()
     missing: Literal["fail", "fill", "drop"] = "fail"
     nested: Literal["leave", "flatten"] = "leave"

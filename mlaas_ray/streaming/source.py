@@ -17,6 +17,7 @@ class Source:
         site: Where the catalogue says it lies.
         entries: Events, where the catalogue says so.
         local: Path of this node's copy of a remote file, to be tried before all others.
+        tree: Name of the tree, where it was named with the file: ``a.root:Events``.
     """
 
     path: str
@@ -26,6 +27,7 @@ class Source:
     site: str | None = None
     entries: int | None = None
     local: str | None = None
+    tree: str | None = None
 
     @property
     def urls(self) -> tuple[str, ...]:

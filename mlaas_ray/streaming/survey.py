@@ -40,7 +40,7 @@ def survey(
         DataError: For the first file that cannot be used.
     """
     jobs = [
-        Job(source, sample.tree, dataset)
+        Job(source, source.tree or sample.tree, dataset)
         for dataset, sample in enumerate(samples)
         for source in sample.sources
     ]
@@ -107,7 +107,7 @@ class _Tour:
         self._memo = memo
         self._progress = progress
         self._states = states
-        self._jobs: dict[tuple[int, str], Job] = {}
+        self._jobs: dict[tuple[int, Source], Job] = {}
 
     @property
     def measures(self) -> bool:
@@ -120,7 +120,7 @@ class _Tour:
         todo: list[Job] = []
         for job in jobs:
             known, job = self._known(job)
-            self._jobs[job.dataset, job.source.path] = job
+            self._jobs[job.dataset, job.source] = job
             outcomes.append(known)
             if known is None:
                 todo.append(job)
@@ -138,7 +138,7 @@ class _Tour:
         for index, outcome in enumerate(outcomes):
             if not isinstance(outcome, Visit) or not (outcome.rest or outcome.waits):
                 continue
-            job = self._jobs[outcome.file.dataset, outcome.file.path]
+            job = self._jobs[outcome.file.dataset, outcome.file.source]
             if outcome.waits:
                 absent = tuple(b for n, b in sorted(branches.items()) if n not in outcome.file.branches)
                 jobs.append(replace(job, absent=absent))
@@ -177,7 +177,7 @@ class _Tour:
     def _remember(self, outcome: Outcome) -> None:
         if self._memo is None or not isinstance(outcome, Visit):
             return
-        job = self._jobs[outcome.file.dataset, outcome.file.path]
+        job = self._jobs[outcome.file.dataset, outcome.file.source]
         state = self._states.get(job.source)
         if state is not None:
             about = {"state": state.key(), "uuid": outcome.file.uuid, "size": outcome.file.size}

@@ -63,6 +63,7 @@ ACCEPTED = [
     "datasets.a={das: /a/b/c, label: 1}",
     "reading.mode=plan",
     "reading.redirectors=[root://a/]",
+    "reading.allow_duplicates=true",
     "reading.bad_files=skip",
     "reading.checksums=false",
     "reading.cache={folder: /scratch}",
