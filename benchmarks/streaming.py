@@ -133,7 +133,7 @@ def block(files: list[str], features: Any, cpus: int, tell: Told) -> None:
 
     _start(cpus)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    dataset = read_root(files, "Events", features=features, shuffle=True)
+    dataset = read_root(files, "Events", features=features, shuffle=True, reading=_reading())
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         tell(batch.num_rows)
 
@@ -146,7 +146,7 @@ def plan(files: list[str], features: Any, cpus: int, tell: Told) -> None:
     from mlaas_ray.streaming import Sample, first_pass, planned_events
 
     _start(cpus)
-    found = first_pass([Sample(files, "Events")], features=features)
+    found = first_pass([Sample(files, "Events")], features=features, reading=_reading())
     with tempfile.TemporaryDirectory() as storage:
         told = Path(storage, "told")
         trainer = TorchTrainer(
@@ -165,6 +165,13 @@ def plan(files: list[str], features: Any, cpus: int, tell: Told) -> None:
             for line in whole.splitlines():
                 tell(int(line))
             time.sleep(0.1)
+
+
+def _reading() -> Any:
+    """Let the files be links to a few, see :func:`repeated`."""
+    from mlaas_ray.streaming import ReadingSettings
+
+    return ReadingSettings(allow_duplicates=True)
 
 
 def _consume(config: dict[str, Any]) -> None:

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from mlaas_ray.cli.completion import model_names
-from mlaas_ray.cli.output import Address, Json, command, emit, number, table, tell
+from mlaas_ray.cli.output import (
+    DUPLICATES_ALLOWED,
+    Address,
+    AllowDuplicates,
+    Json,
+    command,
+    emit,
+    number,
+    table,
+    tell,
+)
 from mlaas_ray.cli.train import Set, Where
 from mlaas_ray.cli.training import Display
 from mlaas_ray.core.package import ModelPackage
@@ -29,6 +39,7 @@ def compare(
         ),
     ],
     changes: Set = None,
+    allow_duplicates: AllowDuplicates = False,
     repository: Where = None,
     address: Address = None,
     json: Json = False,
@@ -45,7 +56,7 @@ def compare(
         from mlaas_ray.workflows import Job
         from mlaas_ray.workflows import compare as run
 
-        job = Job.load(data, changes or [])
+        job = Job.load(data, [*(changes or []), *([DUPLICATES_ALLOWED] if allow_duplicates else [])])
         packages = [_found(name, job, repository) for name in (first, second)]
         found = run(packages[0], packages[1], job, address=address, on_stage=display.begins)
     if json:

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column
 
-from mlaas_ray.cli.output import Address, Json, Stages, command, emit, number, say, table, tell
+from mlaas_ray.cli.output import (
+    Address,
+    AllowDuplicates,
+    Json,
+    Stages,
+    command,
+    emit,
+    number,
+    say,
+    table,
+    tell,
+)
 from mlaas_ray.core.errors import JobError
 
 if TYPE_CHECKING:
@@ -72,6 +83,7 @@ def inspect(
         list[str] | None,
         typer.Option("--redirector", help="XRootD redirector for /store/… names; repeatable, in order."),
     ] = None,
+    allow_duplicates: AllowDuplicates = False,
     plots: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Draw every distribution there.", show_default=False)
     ] = None,
@@ -116,6 +128,7 @@ def inspect(
             bad_files=bad_files,
             sample=sample,
             redirectors=tuple(redirector) if redirector else None,
+            allow_duplicates=True if allow_duplicates else None,
         )
         found, census = _found(job, samples, inputs, reading, address, stage)
     if job is None:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from mlaas_ray.cli.output import Address, Json, command, emit, facts, tell
+from mlaas_ray.cli.output import (
+    DUPLICATES_ALLOWED,
+    Address,
+    AllowDuplicates,
+    Json,
+    command,
+    emit,
+    facts,
+    tell,
+)
 from mlaas_ray.cli.training import Display
 
 
@@ -17,6 +26,7 @@ def materialize(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the shards; its own.", show_default=False)
     ],
+    allow_duplicates: AllowDuplicates = False,
     address: Address = None,
     json: Json = False,
 ) -> None:
@@ -33,7 +43,7 @@ def materialize(
         from mlaas_ray.workflows.materialize import JOB, RECORD, materialize_job
 
         record = materialize_job(
-            Job.load(job),
+            Job.load(job, [DUPLICATES_ALLOWED] if allow_duplicates else []),
             output,
             address=address,
             on_stage=display.begins,

@@ -50,6 +50,12 @@ Address = Annotated[
         show_default=False,
     ),
 ]
+AllowDuplicates = Annotated[
+    bool,
+    typer.Option("--allow-duplicates", help="Read a file twice that is named twice, linked or copied."),
+]
+# The same, as a change of a job.
+DUPLICATES_ALLOWED = "reading.allow_duplicates=true"
 
 
 def _print_version(wanted: bool) -> None:

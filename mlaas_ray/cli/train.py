@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlaas_ray.cli.completion import job_keys, model_names
-from mlaas_ray.cli.output import Address, Json, command, emit, facts, say, tell
+from mlaas_ray.cli.output import (
+    DUPLICATES_ALLOWED,
+    Address,
+    AllowDuplicates,
+    Json,
+    command,
+    emit,
+    facts,
+    say,
+    tell,
+)
 from mlaas_ray.cli.training import Display
 from mlaas_ray.core.errors import JobError
 from mlaas_ray.core.package import ModelPackage
@@ -68,6 +78,7 @@ def train(
     publish: Annotated[
         bool, typer.Option("--publish", help="Publish the model, even if the job file does not say so.")
     ] = False,
+    allow_duplicates: AllowDuplicates = False,
     repository: Where = None,
     address: Address = None,
     json: Json = False,
@@ -92,6 +103,7 @@ def train(
         raise JobError("there is no job to train", "Give a job file, or --resume RUN")
     if resume is not None and first is not None:
         raise JobError("a run that goes on has weights of its own", "Leave out --from")
+    changes = [*(changes or []), *([DUPLICATES_ALLOWED] if allow_duplicates else [])]
     with Display() as display, _stoppable(display):
         from mlaas_ray.workflows import Job, published_if_wanted
         from mlaas_ray.workflows import resume as go_on
@@ -99,10 +111,10 @@ def train(
         from mlaas_ray.workflows.train import repository_of
 
         if resume is not None:
-            described, package = go_on(resume, address=address, hooks=display.hooks, changes=changes or [])
+            described, package = go_on(resume, address=address, hooks=display.hooks, changes=changes)
         else:
             assert job is not None
-            described = Job.load(job, changes or [])
+            described = Job.load(job, changes)
             if publish or described.publish is not None:
                 check_writable(repository_of(described, repository))
             begin = _published(described, first, repository) if first else None

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mlaas_ray.cli.output import Address, Json, command, emit, say
+from mlaas_ray.cli.output import Address, AllowDuplicates, Json, command, emit, say
 from mlaas_ray.cli.train import result, show_result
 from mlaas_ray.cli.training import Display
 from mlaas_ray.core.errors import JobError
@@ -45,6 +45,7 @@ def workflow(
         typer.Option(help="keras or torch. Default: as the model file imports.", show_default=False),
     ] = None,
     storage: Annotated[str, typer.Option(help="Folder or URL of runs.")] = "runs",
+    allow_duplicates: AllowDuplicates = False,
     address: Address = None,
     json: Json = False,
 ) -> None:
@@ -62,7 +63,16 @@ def workflow(
         raise JobError(f"no framework {framework!r} for a recipe", "Use keras or torch")
     if fout is not None and fout.exists():
         raise JobError(f"{fout} exists", "Give another --fout, or delete it")
-    job = recipe_job(files, labels, model, params, preproc, framework=framework, storage=storage)  # type: ignore[arg-type]
+    job = recipe_job(
+        files,
+        labels,
+        model,
+        params,
+        preproc,
+        framework=framework,  # type: ignore[arg-type]
+        storage=storage,
+        allow_duplicates=allow_duplicates,
+    )
     with Display() as display:
         package = run(job, address=address, hooks=display.hooks)
     if fout is not None:

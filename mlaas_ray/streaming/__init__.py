@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # At once: a name that is also its module's cannot come later, for the module would take its place.
-from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, SkippedFile, first_pass
+from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, SkippedFile, first_pass, look_up
 
 if TYPE_CHECKING:
     from mlaas_ray.streaming.blocks import block_schema
@@ -32,6 +32,7 @@ __all__ = [
     "block_schema",
     "first_pass",
     "identifiers",
+    "look_up",
     "materialize",
     "new_record",
     "planned_events",

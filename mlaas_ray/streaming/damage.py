@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def naming(path: str, tree: str | None = None) -> Iterator[None]:
     except DAMAGE as error:
         where = f"{path}, tree {tree!r}" if tree else path
         if isinstance(error, FileNotFoundError) or code(error) == "3011":
-            raise FileMissingError(f"no such file: {path}", "Check the path or URL") from error
+            raise missing(path) from error
         reason = reason_of(error, path)
         remedy = "It may be cut short or damaged: copy it again, or leave it out"
         if "not a ROOT file" in reason:
@@ -60,6 +61,17 @@ def naming(path: str, tree: str | None = None) -> Iterator[None]:
         elif locate(path).protocol is Protocol.XROOTD and code(error) is None:
             remedy = "Check that the server answers and that your credentials are valid"
         raise FileUnreadableError(f"cannot read {where}: {reason}", remedy) from error
+
+
+def missing(path: str) -> FileMissingError:
+    """Return the error for a file that is not there."""
+    location = locate(path)
+    if location.is_local and os.path.islink(location.path):
+        target = os.readlink(location.path)
+        return FileMissingError(
+            f"no such file: {path} is a link to {target}, which is not there", "Mend the link"
+        )
+    return FileMissingError(f"no such file: {path}", "Check the path or URL")
 
 
 def reason_of(error: BaseException, path: str) -> str:

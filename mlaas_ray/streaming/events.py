@@ -98,7 +98,8 @@ def open_events(source: Source | str, tree: str | None = None, *, nested: Nested
 
     Args:
         source: The file; a path or URL for one without alternatives.
-        tree: Its name, with its folders; None for the file's only tree, or ``Events`` among several.
+        tree: Its name, with its folders; None for the one named with the file, or its only tree, or
+            ``Events`` among several.
         nested: What becomes of lists of lists of numbers.
 
     Raises:
@@ -107,6 +108,7 @@ def open_events(source: Source | str, tree: str | None = None, *, nested: Nested
         TreeMissingError: When it holds no such tree; names those it holds.
     """
     source = source if isinstance(source, Source) else Source(source)
+    tree = tree or source.tree
     location = locate(source.path)
     state = None
     if location.is_local:

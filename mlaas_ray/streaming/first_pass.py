@@ -10,6 +10,7 @@ from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.core.prepare import check_syntax
 from mlaas_ray.core.statistics import Sketches, Summary
+from mlaas_ray.streaming.doubles import named, opened, refuse_doubles
 from mlaas_ray.streaming.layout import all_branches, check_not_empty, common, key_of, shared, spec_of
 from mlaas_ray.streaming.measure import added, wishes
 from mlaas_ray.streaming.memo import Memo, open_memo
@@ -58,9 +59,13 @@ class Sample:
         return replace(self, constants={**self.constants, "sum_weights": total})
 
     def found(self, redirectors: Sequence[str] = ()) -> Sample:
-        """Return the sample with its files looked up, one by one; raises what :func:`find_sources` does."""
+        """Return the sample with its files looked up, one by one; raises what :func:`find_sources` does.
+
+        A file may be named twice: see :func:`look_up`.
+        """
         try:
-            return replace(self, sources=tuple(find_sources(self.files, redirectors=redirectors)))
+            found = find_sources(self.files, redirectors=redirectors, allow_duplicates=True)
+            return replace(self, sources=tuple(found))
         except FileMissingError as error:
             if self.origin is None:
                 raise
@@ -146,10 +151,26 @@ def first_pass(
 
     Raises:
         DataError: Naming the file, tree and branch that cannot be used.
-        JobError: When an expression is wrong, or ``inputs.objects`` names nothing there is.
+        JobError: When an expression is wrong, ``inputs.objects`` names nothing there is, or a file is read
+            twice.
     """
     call = prepare_call(samples, inputs, reading=reading, key=key, features=features, everything=everything)
     return call.remembered() or call.run(progress)
+
+
+def look_up(samples: Sequence[Sample], reading: ReadingSettings) -> list[Sample]:
+    """Return the samples with their files looked up.
+
+    Raises:
+        JobError: When a file is named twice, in one or in two of them, unless the settings allow it.
+        DataError: When a name matches nothing, or cannot be looked up.
+    """
+    found = [sample if sample.sources else sample.found(reading.redirectors) for sample in samples]
+    if not reading.allow_duplicates:
+        refuse_doubles(
+            named(source, sample.tree, sample.name) for sample in found for source in sample.sources
+        )
+    return found
 
 
 def prepare_call(
@@ -167,7 +188,7 @@ def prepare_call(
     """
     inputs, reading = inputs or Inputs(), reading or ReadingSettings()
     check_syntax(inputs.define, inputs.select, inputs.objects)
-    found = tuple(s if s.sources else s.found(reading.redirectors) for s in samples)
+    found = tuple(look_up(samples, reading))
     request = Request(
         inputs,
         reading,
@@ -206,22 +227,29 @@ class Call:
         if content is None:
             return None
         sources = [(source, index) for index, sample in enumerate(self.samples) for source in sample.sources]
-        return content.result(self.samples, sources, self.request)
+        return self._checked(content.result(self.samples, sources, self.request))
 
     def run(self, progress: bool | None = None) -> FirstPass:
         """Look into the files, in Ray tasks."""
         if self.memo is not None:
             wait_until_settled(self.states)
         outcomes = survey(self.samples, self.request, self.memo, self.states, progress)
-        found = combined(self.samples, outcomes, self.request)
+        found = self._checked(combined(self.samples, outcomes, self.request))
         if self.memo is not None and None not in self.states and not found.skipped:
             remember(self.memo, self._key(), found)
             self.memo.trim()
         return found
 
+    def _checked(self, found: FirstPass) -> FirstPass:
+        """Refuse copies of a file, which tell that they are only when all files were opened."""
+        if not self.request.reading.allow_duplicates:
+            refuse_doubles(opened(file, self.samples[file.dataset].name) for file in found.files)
+        return found
+
     def _key(self) -> list[object]:
         known = [
-            [sample.tree, [[s.path, *s.alternatives] for s in sample.sources]] for sample in self.samples
+            [sample.tree, [[s.path, *s.alternatives, s.tree] for s in sample.sources]]
+            for sample in self.samples
         ]
         limits = [self.request.reading.max_events, self.request.reading.bad_files.model_dump()]
         return [known, [state.key() for state in self.states if state], self.request.document(), limits]
@@ -314,4 +342,5 @@ __all__ = [
     "SkippedFile",
     "all_branches",
     "first_pass",
+    "look_up",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from typing import Literal
-from urllib.parse import urlsplit
 
 from mlaas_ray.core.location import locate
 
@@ -21,6 +21,8 @@ _FORMATS: dict[str, Format] = {
     ".json": "JSON lines",
 }
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+# ATLAS numbers the attempts at a file: DAOD_PHYS.1234._000001.pool.root.1
+_ATTEMPT = re.compile(r"(?<=\.root)\.\d+$")
 
 
 def format_of(path: str) -> Format | None:
@@ -38,6 +40,4 @@ def compression_of(path: str) -> Compression | None:
 
 
 def _split(path: str) -> tuple[str, str]:
-    location = locate(path)
-    # What follows the question mark of a URL, such as a token, is no part of the name.
-    return posixpath.splitext(location.path if location.is_local else urlsplit(location.path).path)
+    return posixpath.splitext(_ATTEMPT.sub("", locate(path).parts.path.lower()))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 from typing import Protocol as Interface
-from urllib.parse import urlsplit
 
 from mlaas_ray.core.errors import FileMissingError, FileUnreadableError, JobError
 from mlaas_ray.core.location import Location, Protocol, locate
@@ -16,6 +16,7 @@ from mlaas_ray.streaming.faults import Fault
 from mlaas_ray.streaming.webfile import CONNECT_SECONDS, READ_SECONDS
 from mlaas_ray.streaming.xrootd import fault, load_xrootd
 
+_MAGIC = re.compile(r"[*?[]")
 S3_INSTALL = "pip install 'mlaas-ray[s3]'"
 
 
@@ -69,10 +70,10 @@ class _XRootD:
     """An XRootD server, or all servers of a redirector together. One request lists one folder."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._base = f"{parts.scheme}://{parts.netloc}/"
+        parts = locate(url).parts
+        self._base = f"{parts.host}/"
         # A token in the query goes with each request, and with each file.
-        self._query = f"?{parts.query}" if parts.query else ""
+        self._query = parts.query
         self._client = load_xrootd()
         self._system = self._client.FileSystem(self._base)
 
@@ -96,7 +97,7 @@ class _XRootD:
     def _walk(self, folder: str, parts: Sequence[str]) -> list[tuple[str, int, bool]]:
         """Return what lies below a folder and matches the parts, one after the other."""
         name, *rest = parts
-        if rest and name != "**" and not locate(name).is_pattern:
+        if rest and not _MAGIC.search(name):
             return self._walk(posixpath.join(folder, name), rest)
         entries = self._list(folder, recursive=name == "**")
         if name == "**":
@@ -135,10 +136,15 @@ class _XRootD:
         raise error
 
     def _path(self, url: str) -> str:
-        return "/" + urlsplit(url).path.lstrip("/")
+        return "/" + locate(url).parts.path.lstrip("/")
 
     def _found(self, path: str, size: int, is_folder: bool = False) -> Found:
-        return Found(f"{self._base}{path}{self._query}", size, is_folder)
+        url = f"{self._base}{path}{self._query}"
+        if locate(url).parts.query != self._query:
+            raise FileUnreadableError(
+                f"cannot read {url}: XRootD takes what follows a '?' for options", "Rename the file"
+            )
+        return Found(url, size, is_folder)
 
 
 class _S3:

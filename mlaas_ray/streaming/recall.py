@@ -65,10 +65,8 @@ def recall(memo: Memo, key: Any) -> Recalled | None:
 
 def remember(memo: Memo, key: Any, found: FirstPass) -> None:
     """Keep a first pass under a key."""
-    place = {
-        source.path: i
-        for i, source in enumerate(source for sample in found.samples for source in sample.sources)
-    }
+    named = [(index, source) for index, sample in enumerate(found.samples) for source in sample.sources]
+    place = {name: number for number, name in enumerate(named)}
     numbers: dict[int, int] = {}
     layouts: list[dict[str, Any]] = []
     files = []
@@ -77,7 +75,8 @@ def remember(memo: Memo, key: Any, found: FirstPass) -> None:
         if id(file.branches) not in numbers:
             numbers[id(file.branches)] = len(layouts)
             layouts.append(pack_layout(file))
-        files.append([place[file.path], numbers[id(file.branches)], *(getattr(file, name) for name in _OWN)])
+        at = place[file.dataset, file.source]
+        files.append([at, numbers[id(file.branches)], *(getattr(file, name) for name in _OWN)])
     memo.put(
         "total",
         key,

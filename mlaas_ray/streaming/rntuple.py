@@ -17,6 +17,7 @@ from mlaas_ray.streaming.events import Branch, Nested
 from mlaas_ray.streaming.fields import Field, ListOf, find_fields
 from mlaas_ray.streaming.pages import ColumnStore, Page
 from mlaas_ray.streaming.transport import ByteSource
+from mlaas_ray.streaming.uproot_source import identifier
 
 Integers = npt.NDArray[np.int64]
 
@@ -73,7 +74,7 @@ class RNTupleEvents:
         self.path = source.path
         self.tree = tree
         self.size = source.size
-        self.uuid = str(ntuple.file.uuid)
+        self.uuid = identifier(ntuple.file, source)
         self.data = source
         self._nested = nested
         with naming(self.path, tree):

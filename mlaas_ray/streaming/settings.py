@@ -53,6 +53,7 @@ class ReadingSettings(Settings):
             them, and send them through the object store; ``auto``: plan, unless workers have GPUs and other
             nodes have CPUs.
         redirectors: XRootD redirectors for ``/store/…`` names, tried in this order.
+        allow_duplicates: Whether a file may be read twice: named twice, linked, or as a copy.
         bad_files: What becomes of a file that cannot be read.
         missing: What becomes of a branch that some files lack: ``fail``, ``fill`` it: booleans with false,
             others with NaN (or no objects), or ``drop`` it.
@@ -75,6 +76,7 @@ class ReadingSettings(Settings):
         "root://xrootd-cms.infn.it/",
         "root://cmsxrootd.fnal.gov/",
     )
+    allow_duplicates: bool = False
     bad_files: Annotated[BadFiles, BeforeValidator(_policy)] = BadFiles()
     missing: Literal["fail", "fill", "drop"] = "fail"
     fill: dict[str, bool | int | float] = Field(default_factory=dict)

@@ -18,6 +18,7 @@ class Source:
         entries: Events, where the catalogue says so.
         local: Path of this node's copy of a remote file, to be tried before all others.
         patience: Seconds that a server which has answered before may be away; 0 gives up after some attempts.
+        tree: Name of the tree, where it was named with the file: ``a.root:Events``.
     """
 
     path: str
@@ -28,6 +29,7 @@ class Source:
     entries: int | None = None
     local: str | None = None
     patience: float = field(default=0.0, compare=False)
+    tree: str | None = None
 
     @property
     def urls(self) -> tuple[str, ...]:

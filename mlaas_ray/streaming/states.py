@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
-from mlaas_ray.core.location import Protocol, locate
+from mlaas_ray.core.location import Parts, Protocol, locate
 from mlaas_ray.streaming.source import Source
 from mlaas_ray.streaming.xrootd import configure_xrootd
 
@@ -89,15 +88,15 @@ def _xrootd(urls: Sequence[str]) -> list[State | None]:
     configure_xrootd()
     from XRootD.client import FileSystem  # type: ignore[attr-defined]
 
-    split = [urlsplit(url) for url in urls]
-    hosts = {f"{parts.scheme}://{parts.netloc}" for parts in split}
-    systems = {host: FileSystem(host) for host in hosts}  # type: ignore[no-untyped-call]
+    split = [locate(url).parts for url in urls]
+    systems = {host: FileSystem(host) for host in {parts.host for parts in split}}  # type: ignore[no-untyped-call]
 
-    def one(parts: SplitResult) -> State | None:
+    def one(parts: Parts) -> State | None:
+        if "?" in parts.path:  # nor can it be opened
+            return None
         path = parts.path[1:] if parts.path.startswith("//") else parts.path
-        path += f"?{parts.query}" if parts.query else ""
-        system: Any = systems[f"{parts.scheme}://{parts.netloc}"]
-        status, answer = system.stat(path, timeout=PATIENCE)
+        system: Any = systems[parts.host]
+        status, answer = system.stat(path + parts.query, timeout=PATIENCE)
         if not status.ok or answer is None:
             return None
         return State(int(answer.size), str(answer.modtime), answer.modtime + _COARSE)

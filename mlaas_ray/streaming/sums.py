@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,6 +36,7 @@ def sum_over(
     Raises:
         DataError: Naming the file, tree and branch that cannot be used.
     """
+    sources = _each_once(sources)
     skip = (reading or ReadingSettings()).bad_files.policy == "skip"
     memo = open_memo()
     now = states(sources) if memo is not None else [None] * len(sources)
@@ -51,6 +54,15 @@ def sum_over(
         if memo is not None and keys[index] and value is not None:
             memo.put("sum", keys[index], value)
     return float(sum(value for value in known if value is not None))
+
+
+def _each_once(sources: Sequence[Source]) -> list[Source]:
+    """Return the files, one that is read for several of its trees as often as for one of them."""
+    times: dict[Source, int] = {}
+    for source, number in Counter(sources).items():
+        file = replace(source, tree=None)
+        times[file] = max(number, times.get(file, 0))
+    return [source for source, number in times.items() for _ in range(number)]
 
 
 def _sums(sources: Sequence[Source], tree: str, branch: str, skip: bool) -> list[float | None]:

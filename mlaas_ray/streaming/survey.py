@@ -41,7 +41,7 @@ def survey(
         DataError: For the first file that cannot be used.
     """
     jobs = [
-        Job(source, sample.tree, dataset)
+        Job(source, source.tree or sample.tree, dataset)
         for dataset, sample in enumerate(samples)
         for source in sample.sources
     ]
@@ -108,7 +108,7 @@ class _Tour:
         self._memo = memo
         self._progress = progress
         self._states = states
-        self._jobs: dict[tuple[int, str], Job] = {}
+        self._jobs: dict[tuple[int, Source], Job] = {}
 
     @property
     def measures(self) -> bool:
@@ -121,7 +121,7 @@ class _Tour:
         todo: list[Job] = []
         for job in jobs:
             known, job = self._known(job)
-            self._jobs[job.dataset, job.source.path] = job
+            self._jobs[job.dataset, job.source] = job
             outcomes.append(known)
             if known is None:
                 todo.append(job)
@@ -141,7 +141,7 @@ class _Tour:
         owner: list[int] = []
         for index, outcome in enumerate(result):
             if isinstance(outcome, Visit) and outcome.rest:
-                job = self._jobs[outcome.file.dataset, outcome.file.path]
+                job = self._jobs[outcome.file.dataset, outcome.file.source]
                 jobs += [replace(job, ranges=(one,)) for one in outcome.rest]
                 owner += [index] * len(outcome.rest)
         for index, more in zip(owner, self._visited(jobs, "first pass"), strict=True):
@@ -161,7 +161,7 @@ class _Tour:
         for index, one in seen if reading.missing == "fill" else ():
             absent = tuple(b for n, b in sorted(branches.items()) if n not in one.file.branches)
             if one.waits or valued(absent, reading.fill) & chosen:
-                yield index, replace(self._jobs[one.file.dataset, one.file.path], absent=absent)
+                yield index, replace(self._jobs[one.file.dataset, one.file.source], absent=absent)
 
     def _known(self, job: Job) -> tuple[Visit | None, Job]:
         """Return what is known of a file, and the job to learn it otherwise."""
@@ -179,7 +179,7 @@ class _Tour:
     def _remember(self, outcome: Outcome) -> None:
         if self._memo is None or not isinstance(outcome, Visit):
             return
-        job = self._jobs[outcome.file.dataset, outcome.file.path]
+        job = self._jobs[outcome.file.dataset, outcome.file.source]
         state = self._states.get(job.source)
         if state is not None:
             about = {"state": state.key(), "uuid": outcome.file.uuid, "size": outcome.file.size}

@@ -14,6 +14,7 @@ from mlaas_ray.streaming.damage import DAMAGE, REMEDY, naming, reason_of
 from mlaas_ray.streaming.events import Branch, Nested
 from mlaas_ray.streaming.leaves import Layout, Leaf, find_leaves
 from mlaas_ray.streaming.transport import ByteSource
+from mlaas_ray.streaming.uproot_source import identifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class TTreeEvents:
         self.path = source.path
         self.tree = tree
         self.size = source.size
-        self.uuid = str(ttree.file.uuid)
+        self.uuid = identifier(ttree.file, source)
         self.entries = int(ttree.num_entries)
         self._tree = ttree
         self.data = source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 from collections.abc import Sequence
@@ -20,6 +21,22 @@ HEAD = 16 << 10
 TAIL = 256 << 10
 # A small read of metadata brings what follows too, for that is mostly asked for next.
 STEP = 64 << 10
+
+
+def identifier(file: Any, source: ByteSource) -> str:
+    """Return a ROOT file's UUID; of one without, what stands for its content.
+
+    ROOT gives all files that are to be reproducible (``a.root?reproducible``) the UUID 0.
+
+    Args:
+        file: uproot's file.
+        source: Its bytes.
+    """
+    if file.uuid.int:
+        return str(file.uuid)
+    size = source.size
+    ends = source.read([(0, min(STEP, size)), (max(0, size - STEP), size)])
+    return hashlib.sha256(b"%d" % size + ends[0] + ends[1]).hexdigest()[:32]
 
 
 def uproot_source(source: ByteSource) -> type[uproot.source.chunk.Source]:

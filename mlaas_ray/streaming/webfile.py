@@ -33,7 +33,7 @@ class WebFile:
             ``AWS_ENDPOINT_URL``, credentials by the usual ``AWS_…`` variables or files.
 
     Attributes:
-        url: As given.
+        url: As given, of WebDAV as ``https://``.
         size: Bytes.
         server: Who answers.
 
@@ -42,8 +42,9 @@ class WebFile:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        s3 = locate(url).protocol is Protocol.S3
+        location = locate(url)
+        self.url = url = location.path
+        s3 = location.protocol is Protocol.S3
         self.server = os.environ.get("AWS_ENDPOINT_URL", "s3") if s3 else urlsplit(url).netloc
         with _faults():
             self._system = _s3(os.environ.get("AWS_ENDPOINT_URL")) if s3 else _http()

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from mlaas_ray.core.location import locate
 from mlaas_ray.streaming.faults import Fault, Kind
 from mlaas_ray.streaming.ranges import Range, gather, plan
 
@@ -131,6 +132,9 @@ class XRootDFile:
 
     def __init__(self, url: str) -> None:
         client = load_xrootd()
+        if "?" in locate(url).parts.path:
+            # XrdCl would open what stands before it, which may be another file
+            raise Fault("wrong", "XRootD takes what follows a '?' for options: rename the file")
         self.url = url
         self._file = client.File()
         _start_closing(os.getpid())

@@ -15,7 +15,7 @@ from mlaas_ray.core.errors import EmptyDataError, JobError, PackageError
 from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.core.task import Task
 from mlaas_ray.inference.runtimes import load_runtime
-from mlaas_ray.streaming import FirstPass, PlannedEvents, first_pass, planned_events, take_census
+from mlaas_ray.streaming import FirstPass, PlannedEvents, first_pass, look_up, planned_events, take_census
 from mlaas_ray.training.batches import block_arrays
 from mlaas_ray.training.metrics import area_under, explained, losses, mean_of_known, scores_of
 from mlaas_ray.workflows.cluster import connected
@@ -143,7 +143,7 @@ def compare(
     """
     task = _common_task(first, second)
     on_stage("looking for the files")
-    samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
+    samples = look_up(job.samples({}), job.reading)
     on_stage("starting Ray")
     with connected(address):
         on_stage("")

@@ -13,13 +13,13 @@ from pydantic import Field, model_validator
 from mlaas_ray.core.errors import JobError, LabelError, nearest
 from mlaas_ray.core.expressions import Expression
 from mlaas_ray.core.inputs import Inputs, InputSettings
-from mlaas_ray.core.location import locate
 from mlaas_ray.core.package import check_name
 from mlaas_ray.core.prepare import check_syntax
 from mlaas_ray.core.settings import Settings, word
 from mlaas_ray.core.task import TaskKind
 from mlaas_ray.repository import ModelVersion, check_alias
 from mlaas_ray.streaming import ReadingSettings, Sample
+from mlaas_ray.streaming.sources import beside
 from mlaas_ray.training import TrainSettings
 from mlaas_ray.training.frameworks import find_framework, find_model, load_framework
 from mlaas_ray.workflows.overrides import changed
@@ -350,24 +350,14 @@ class Job(Settings):
 
     def _resolved(self, folder: Path) -> Job:
         """Find relative paths that are not there from the current folder beside the job file."""
+        places = (Path(), folder)
         datasets = {
-            name: dataset.model_copy(update={"files": tuple(_beside(file, folder) for file in dataset.files)})
+            name: dataset.model_copy(update={"files": tuple(beside(file, places) for file in dataset.files)})
             for name, dataset in self.datasets.items()
         }
         model, framework = self.model, self.framework
         if model.name and model.name.endswith(".py"):
-            model = model.model_copy(update={"name": _beside(model.name, folder)})
+            model = model.model_copy(update={"name": beside(model.name, places)})
         if framework.endswith(".py"):
-            framework = _beside(framework, folder)
+            framework = beside(framework, places)
         return self.model_copy(update={"datasets": datasets, "model": model, "framework": framework})
-
-
-def _beside(name: str, folder: Path) -> str:
-    location = locate(name)
-    path = Path(location.path)
-    if not location.is_local or path.is_absolute() or path.exists():
-        return name
-    beside = folder / path
-    if beside.exists() or (location.is_pattern and not any(Path().glob(name)) and any(folder.glob(name))):
-        return str(beside)
-    return name

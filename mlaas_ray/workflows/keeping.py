@@ -13,10 +13,10 @@ import yaml
 
 from mlaas_ray.core import FeatureSpec
 from mlaas_ray.core.errors import JobError
-from mlaas_ray.core.location import locate
 from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.core.task import Task
 from mlaas_ray.streaming import Census, FirstPass
+from mlaas_ray.streaming.sources import absolute
 from mlaas_ray.workflows.job import Job
 from mlaas_ray.workflows.overrides import changed
 from mlaas_ray.workflows.resuming import changed_keys
@@ -144,20 +144,13 @@ def _kept(job: Job, run: RunFolder) -> dict[str, Any]:
     document = job.model_dump(mode="json", exclude_none=True)
     for name, dataset in job.datasets.items():
         if dataset.files:
-            document["datasets"][name]["files"] = [_absolute(file) for file in dataset.files]
+            document["datasets"][name]["files"] = [absolute(file) for file in dataset.files]
     if job.model.name and job.model.name.endswith(".py"):
         document["model"]["name"] = _copied(job.model.name, run)
     if job.framework.endswith(".py"):
         document["framework"] = _copied(job.framework, run)
     document["storage"] = str(Path(run.url).parent) if run.is_local else run.url.rpartition("/")[0]
     return document
-
-
-def _absolute(file: str) -> str:
-    location = locate(file)
-    if not location.is_local or file.startswith("/store/"):
-        return file
-    return str(Path(location.path).absolute())
 
 
 def _copied(file: str, run: RunFolder) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mlaas_ray.core.errors import DataError
-from mlaas_ray.streaming import FirstPass, Sample, first_pass, identifiers, materialize
+from mlaas_ray.streaming import FirstPass, Sample, first_pass, identifiers, look_up, materialize
 from mlaas_ray.workflows.cluster import connected, durable
 from mlaas_ray.workflows.job import Job
 from mlaas_ray.workflows.sums import summed
@@ -49,7 +49,7 @@ def materialize_job(
     """
     folder = durable(output)
     on_stage("looking for the files")
-    samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
+    samples = look_up(job.samples({}), job.reading)
     on_stage("starting Ray")
     with connected(address):
         on_stage("")

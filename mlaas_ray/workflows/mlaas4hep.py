@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlaas_ray.core.errors import JobError, nearest
+from mlaas_ray.streaming.formats import format_of
+from mlaas_ray.streaming.sources import beside, file_names, text_of
 from mlaas_ray.workflows.job import Job
 
 IDENTIFIER = ("run", "event", "luminosityBlock")
@@ -33,6 +35,7 @@ def recipe_job(
     *,
     framework: Literal["keras", "torch"] | None = None,
     storage: str = "runs",
+    allow_duplicates: bool = False,
 ) -> Job:
     """Return the job that MLaaS4HEP's arguments describe.
 
@@ -45,12 +48,15 @@ def recipe_job(
         preproc: JSON file with new branches and cuts.
         framework: What the model is made with; None to see from its imports.
         storage: Folder or URL of runs.
+        allow_duplicates: Whether a file may be named twice.
 
     Raises:
         JobError: Naming what is wrong.
         LabelError: When the labels are of one class only, or leave one out.
     """
-    paths = _lines(files, "files")
+    # a list's names are relative to it, or to the current folder
+    near = (Path(files).parent, Path()) if Path(files).is_file() else (Path(),)
+    paths = [beside(path, near) for path in _lines(files, "files")]
     given = _json(params, "params") if params else {}
     strange = sorted(set(given) - _PARAMS)
     if strange:
@@ -67,7 +73,7 @@ def recipe_job(
     selected = _branches(given.get("selected_branches"))
     if selected:
         inputs["include"] = [*selected, *changes["define"]]
-    reading: dict[str, Any] = {}
+    reading: dict[str, Any] = {"allow_duplicates": True} if allow_duplicates else {}
     redirector = given.get("redirector", _REDIRECTOR)
     if redirector:
         reading["redirectors"] = [redirector]
@@ -100,7 +106,10 @@ def recipe_job(
 
 def _datasets(paths: list[str], labels: str, tree: str) -> dict[str, Any]:
     """Return one dataset for each class, or one whose labels are in the files."""
-    roots = [path.endswith(".root") or "://" in path or path.startswith("/store/") for path in paths]
+    roots = [
+        "://" in path or path.startswith("/store/") or "ROOT" in map(format_of, file_names(path))
+        for path in paths
+    ]
     rest = {"tree": tree} if all(roots) else {}
     listed = Path(labels).is_file() or labels.endswith(".txt")
     if not listed and not re.fullmatch(r"[\d\s,+-]+", labels):
@@ -156,7 +165,7 @@ def _lines(text: str, what: str) -> list[str]:
     """Return the lines of a file, or what stands between commas."""
     path = Path(text)
     if path.is_file():
-        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line.strip() for line in text_of(path.read_bytes()).splitlines()]
         found = [line for line in lines if line and not line.startswith("#")]
     elif text.endswith(".txt"):
         raise JobError(f"no file of {what}: {path.absolute()}", "Check the path")
@@ -189,7 +198,7 @@ def _json(path: str, what: str) -> dict[str, Any]:
 def _framework(model: str) -> str:
     """Tell what a model is made with from what its file imports."""
     try:
-        text = Path(model).read_text()
+        text = Path(model).read_text(errors="replace")
     except OSError as error:
         raise JobError(f"cannot read the model file {model}: {error.strerror}", "Check the path") from None
     return "torch" if re.search(r"^\s*(import|from)\s+torch\b", text, re.MULTILINE) else "keras"

@@ -33,6 +33,7 @@ KEYS: Mapping[str, str] = {
     "mixing": _EVENTS,
     "reading.mode": "",
     "reading.redirectors": "",
+    "reading.allow_duplicates": "",
     "reading.bad_files": "",
     "reading.missing": _INPUTS,
     "reading.fill": _INPUTS,

@@ -52,7 +52,8 @@ class DatasetSettings(Settings):
     """One dataset.
 
     Attributes:
-        files: Paths, globs, folders, text files of them, URLs, or ``/store/…`` names.
+        files: Paths, globs, folders, text files of them, URLs, or ``/store/…`` names; each with its tree, if
+            need be: ``a.root:Events``.
         origin: Where the files can be got from; shown when one is missing.
         das: Name of a dataset in CMS's catalogue, in place of files.
         tree: Name of the tree; left out, the only one of each file, or ``Events`` among several.

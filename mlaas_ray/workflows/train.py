@@ -26,6 +26,7 @@ from mlaas_ray.streaming import (
     FirstPass,
     Record,
     first_pass,
+    look_up,
     new_record,
     planned_events,
     take_census,
@@ -160,7 +161,7 @@ def _run(
     run.check()
     # a name that matches nothing is told before a cluster is started
     _tell(hooks.on_stage, "looking for the files")
-    samples = [sample.found(job.reading.redirectors) for sample in job.samples({})]
+    samples = look_up(job.samples({}), job.reading)
     with connected(address), waits_told(hooks.on_note):
         _tell(hooks.on_stage, "")
         mode = reading_mode(job.reading.mode, job.train.gpus_per_worker > 0)

@@ -21,6 +21,10 @@ from mlaas_ray.core.location import Location, Protocol, at_redirector, locate
         ("http://host/a.root", Protocol.HTTP, "http://host/a.root"),
         ("https://host/a.root?x=1", Protocol.HTTP, "https://host/a.root?x=1"),
         ("s3://bucket/a.root", Protocol.S3, "s3://bucket/a.root"),
+        ("davs://host:8443/a.root", Protocol.HTTP, "https://host:8443/a.root"),
+        ("dav://host/a.root", Protocol.HTTP, "http://host/a.root"),
+        ("file:///data/a#1.root", Protocol.LOCAL, "/data/a#1.root"),
+        ("file://localhost/data/a.root", Protocol.LOCAL, "/data/a.root"),
     ],
 )
 def test_a_path_and_a_url_are_told_apart(text: str, protocol: Protocol, path: str) -> None:
@@ -28,6 +32,23 @@ def test_a_path_and_a_url_are_told_apart(text: str, protocol: Protocol, path: st
     assert location == Location(protocol, path)
     assert str(location) == path
     assert location.is_local == (protocol is Protocol.LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("/data/a#1?.root", ("", "/data/a#1?.root", "")),
+        ("root://host:1094//d/a#1.root?authz=t", ("root://host:1094", "//d/a#1.root", "?authz=t")),
+        ("root://host//d/run?.root", ("root://host", "//d/run?.root", "")),
+        ("https://host/a.root?v#top", ("https://host", "/a.root", "?v#top")),
+        ("https://host/a.root#top", ("https://host", "/a.root", "#top")),
+        ("root://host//d/a?.root?authz=t", ("root://host", "//d/a?.root", "?authz=t")),
+        ("s3://bucket/a?#1.root", ("s3://bucket", "/a?#1.root", "")),
+        ("s3://bucket/a.root?versionId=7", ("s3://bucket", "/a.root", "?versionId=7")),
+    ],
+)
+def test_each_protocol_ends_a_name_where_it_does(text: str, parts: tuple[str, str, str]) -> None:
+    assert locate(text).parts == parts
 
 
 def test_a_home_directory_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,11 @@ from mlaas_ray.streaming.formats import compression_of, format_of
         ("a.jsonl.zst", "JSON lines", "zstd"),
         ("/data/what?.csv", "CSV", None),
         ("a.parquet.gz", None, "gzip"),
+        ("/data/A.ROOT", "ROOT", None),
+        ("A.CSV.GZ", "CSV", "gzip"),
+        ("DAOD_PHYS.1._000001.pool.root.1", "ROOT", None),
+        ("root://host//d/a#1?.root", "ROOT", None),
+        ("s3://bucket/a#1.root?versionId=7", "ROOT", None),
         ("/data/folder.csv/a", None, None),
     ],
 )

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mlaas_ray.core.errors import FileMissingError, FileUnreadableError, JobError
+from mlaas_ray.streaming.events import open_events
 from mlaas_ray.streaming.source import Source
-from mlaas_ray.streaming.sources import Files, find_sources
+from mlaas_ray.streaming.sources import Files, absolute, find_sources
+from mlaas_ray.streaming.states import states
 from tests.s3 import running_s3
 
 Serve = Callable[[Path], str]
@@ -79,6 +82,159 @@ def test_a_text_file_names_one_file_a_line(folder: Path) -> None:
         str(folder / "b.root"),
         str(folder / "sub/c.root"),
         "root://host//store/x.root",
+    ]
+
+
+def test_a_folder_is_searched_through_links_as_a_glob_is(tmp_path: Path) -> None:
+    for name in ("data/a.root", "elsewhere/b.root", "elsewhere/deeper/c.root"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "data/linked").symlink_to(tmp_path / "elsewhere")
+    found = paths(tmp_path / "data")
+    assert found == [
+        str(tmp_path / "data" / name) for name in ("a.root", "linked/b.root", "linked/deeper/c.root")
+    ]
+    assert paths(f"{tmp_path}/data/**/*.root") == found
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.root").touch()
+    (tmp_path / "a/up").symlink_to(tmp_path / "a")
+    (tmp_path / "a/x").symlink_to(tmp_path / "b")
+    (tmp_path / "b/y").symlink_to(tmp_path / "a")
+    assert paths(tmp_path / "a") == [str(tmp_path / "a/a.root"), str(tmp_path / "a/x/b.root")]
+
+
+@pytest.mark.parametrize("name", ["data", "data/*.root", "data/gone.root"])
+def test_a_link_to_nowhere_is_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/gone.root").symlink_to("/none/a.root")
+    (source,) = find_sources(tmp_path / name)
+    with pytest.raises(
+        FileMissingError, match=r"data/gone.root is a link to /none/a.root, which is not there"
+    ):
+        open_events(source)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.root")
+    with pytest.raises(JobError, match="no file, but a device or a pipe"):
+        find_sources(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / os.fsdecode(b"b/donn\xe9es.root")).touch()
+    with pytest.raises(JobError, match=r"donn\\xe9es.root is not UTF-8"):
+        find_sources(tmp_path / "b")
+
+
+def test_what_of_a_folder_or_glob_is_not_read_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    find_sources(folder)
+    find_sources(f"{folder}/*")
+    first, second = caplog.messages
+    assert first.endswith(": not read: notes.md (no suffix of data)")
+    assert second.endswith("/*: not read: sub (folders beside files)")
+
+
+def test_suffixes_are_known_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "A.ROOT").touch()
+    (tmp_path / "files.TXT").write_text("A.ROOT")
+    assert paths(tmp_path) == paths(tmp_path / "files.TXT") == [str(tmp_path / "A.ROOT")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a.root # début".encode(code) for code in ("utf-8-sig", "utf-8", "latin-1", "utf-16")]
+    + [b"a.root\r\n", b"# only a comment\na.root\t#1"],
+)
+def test_a_list_may_be_of_any_editor_and_its_names_are_relative_to_it(
+    folder: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "files.txt").write_bytes(content)
+    assert paths(folder / "files.txt") == [str(folder / "a.root")]
+    # a file beside the list comes before one of the same name in the current folder
+    monkeypatch.chdir(folder / "sub")
+    (folder / "sub/a.root").touch()
+    assert paths("../files.txt") == [str(folder / "sub/../a.root")]
+    (folder / "files.txt").write_text("c.root\n../*/b#1.root")
+    (folder / "sub/b#1.root").touch()
+    assert paths("../files.txt") == [str(folder / "sub/c.root"), str(folder / "sub/../sub/b#1.root")]
+
+
+def trees(files: Files) -> list[tuple[str, str | None]]:
+    return [(Path(source.path).name, source.tree) for source in find_sources(files)]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a.root:Events", [("a.root", "Events")]),
+        ("a.root:dir/Events;1", [("a.root", "dir/Events;1")]),
+        ("a.root/dir/Events", [("a.root", "dir/Events")]),
+        ("[ab].root:Events", [("a.root", "Events"), ("b.root", "Events")]),
+        ("*.root/Events", [("a.root", "Events"), ("b.root", "Events")]),
+        ("sub:Events", [("c.root", "Events")]),
+        ("files.txt:Events", [("b.root", "own"), ("a.root", "Events")]),
+        ("pool.root.1:CollectionTree", [("pool.root.1", "CollectionTree")]),
+        ("AOD_1:Events", [("AOD_1", "Events")]),
+        ("odd.root:name", [("odd.root:name", None)]),
+        ("file://{folder}/a.root:Events", [("a.root", "Events")]),
+        ("root://host:1094//d/a.root:Events", [("a.root", "Events")]),
+        ("root://host:1094//d/a.root/dir/Events?authz=t", [("a.root?authz=t", "dir/Events")]),
+        ("root://host//d/a.root/b.root", [("b.root", None)]),
+        ("root://host//d/a:b.root", [("a:b.root", None)]),
+        ("https://host/a.root:Events", [("a.root", "Events")]),
+        ("https://host/a.root/content", [("content", None)]),
+        ("s3://bucket/a.root:Events", [("a.root", "Events")]),
+    ],
+)
+def test_a_tree_may_be_named_with_its_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, found: list[tuple[str, str | None]]
+) -> None:
+    for file in ("pool.root.1", "AOD_1", "odd.root:name"):
+        (folder / file).touch()
+    (folder / "files.txt").write_text("b.root:own\na.root")
+    monkeypatch.chdir(folder)
+    assert trees(name.format(folder=folder)) == found
+
+
+def test_what_is_missing_is_named_without_its_tree(folder: Path) -> None:
+    with pytest.raises(FileMissingError, match=r"no such file: .*/none.root\."):
+        find_sources(f"{folder}/none.root:Events")
+    one = Source("root://one//store/a.root", ("root://two//store/a.root",), tree="Events")
+    assert find_sources("/store/a.root:Events", redirectors=["root://one/", "two"]) == [one]
+
+
+def test_variables_are_filled_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", str(folder))
+    monkeypatch.setenv("HOST", "host")
+    monkeypatch.chdir(folder)
+    (folder / "$DATA.root").touch()
+    assert paths("$DATA/a.root") == paths("${DATA}/[a].root") == [str(folder / "a.root")]
+    assert paths("root://$HOST//d/a.root") == ["root://host//d/a.root"]
+    assert paths("$DATA.root") == [str(folder / "$DATA.root")]
+    with pytest.raises(JobError, match=r"the environment variable 'NO_DATA' in \$NO_DATA/a.root is not set"):
+        find_sources("$NO_DATA/a.root")
+
+
+def test_a_name_is_kept_for_another_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run keeps those of its job."""
+    monkeypatch.setenv("HOME", "/home/marie")
+    monkeypatch.setenv("DATA", "data")
+    monkeypatch.chdir(folder)
+    given = [
+        "~/a.root:Events",
+        "$DATA/*.root",
+        "das:/A/B/NANOAODSIM",
+        "/store/a.root",
+        "root://$DATA//a.root",
+    ]
+    assert [absolute(name) for name in given] == [
+        "/home/marie/a.root:Events",
+        f"{folder}/data/*.root",
+        "das:/A/B/NANOAODSIM",
+        "/store/a.root",
+        "root://data//a.root",
     ]
 
 
@@ -172,6 +328,39 @@ def test_a_servers_globs_and_folders_are_listed_with_sizes(federation: str) -> N
 def test_what_a_server_does_not_have_is_named(federation: str, name: str) -> None:
     with pytest.raises(FileMissingError, match=name.replace("*", r"\*")):
         find_sources(f"{federation}/{name}")
+
+
+@pytest.mark.xrootd
+def test_names_with_marks_of_urls_are_read_from_a_server_or_told(
+    write_tree: Callable[..., Path], xrootd_server: Serve
+) -> None:
+    names = ["a#1.root", "b%20c.root", "b%23.root", "d e.root", "f%.root", "g&h=i.root", "j[1].root"]
+    for name in names:
+        path = write_tree(f"d/{name}")
+    url = xrootd_server(path.parents[1])
+    for pattern in ("/d", "/d/*.root", "/**/*.root"):
+        found = find_sources(url + pattern)
+        assert [source.path for source in found] == [f"{url}/d/{name}" for name in names]
+        assert all(
+            state is not None and state.size == s.size for s, state in zip(found, states(found), strict=True)
+        )
+    assert [open_events(source, "Events").entries for source in found] == [100] * len(names)
+    assert paths(f"{url}/d/j[1].root") == [f"{url}/d/j[1].root"]
+    assert paths(f"{url}/d/a?1.root") == [f"{url}/d/a#1.root"]
+
+
+@pytest.mark.xrootd
+@pytest.mark.parametrize("name", ["a?1.root", "a?x=1.root"])
+def test_a_name_that_xrootd_would_take_for_another_is_refused(
+    write_tree: Callable[..., Path], xrootd_server: Serve, name: str
+) -> None:
+    folder = write_tree("d/a").parent
+    write_tree(f"d/{name}")
+    url = xrootd_server(folder.parent)
+    words = r"XRootD takes what follows a '\?' for options"
+    for pattern in ("/d", "/d/*.root"):
+        with pytest.raises(FileUnreadableError, match=words):
+            open_events(find_sources(url + pattern)[0], "Events")
 
 
 @pytest.mark.xrootd

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from mlaas_ray.core.errors import JobError, LabelError, ModelError
+from mlaas_ray.streaming.sources import find_sources
 from mlaas_ray.training import FRAMEWORKS
 from mlaas_ray.workflows import Job
 
@@ -324,6 +325,26 @@ def test_paths_are_found_beside_the_job_file(tmp_path: Path, monkeypatch: pytest
     assert job.datasets["ww"].files == ("a.root", str(tmp_path / "jobs/b*.root"))
     assert (job.model.name, job.model.options) == (str(tmp_path / "jobs/mine.py"), {"width": 3})
     assert job.framework == str(tmp_path / "jobs/own.py")
+
+
+def test_files_with_their_trees_are_found_beside_the_job_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jobs[1]").mkdir()
+    for name in ("s.root", "b1.root"):
+        (tmp_path / "jobs[1]" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA", "/data")
+    files = ["s.root:Events", "b*.root/dir/Events", "das:/A/B/NANOAODSIM", "$DATA/a.root", "none.root:Events"]
+    datasets = {"s": {"files": files, "label": 1}, "b": {"files": "b.root", "label": 0}}
+    job = Job.of({"datasets": datasets}, "the job").checked(Path("jobs[1]"))
+    assert job.datasets["s"].files == (
+        "jobs[1]/s.root:Events",
+        "jobs[[]1]/b*.root/dir/Events",
+        *files[2:],
+    )
+    (found,) = find_sources(job.datasets["s"].files[1])
+    assert (found.path, found.tree) == (str(tmp_path / "jobs[1]/b1.root"), "dir/Events")
 
 
 def documented() -> dict[str, str]:

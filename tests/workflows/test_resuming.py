@@ -64,6 +64,7 @@ ACCEPTED = [
     "datasets.a={das: /a/b/c, label: 1}",
     "reading.mode=plan",
     "reading.redirectors=[root://a/]",
+    "reading.allow_duplicates=true",
     "reading.bad_files=skip",
     "reading.patience_s=60",
     "reading.checksums=false",
