@@ -34,6 +34,7 @@ DAMAGE = (
     lzma.LZMAError,
     cramjam.DecompressionError,
     uproot.deserialization.DeserializationError,
+    uproot.interpretation.identify.UnknownInterpretation,
 )
 
 

@@ -55,7 +55,7 @@ class DatasetSettings(Settings):
         files: Paths, globs, folders, text files of them, URLs, or ``/store/…`` names.
         origin: Where the files can be got from; shown when one is missing.
         das: Name of a dataset in CMS's catalogue, in place of files.
-        tree: Name of the tree; left out, the only one of each file, or ``Events`` among several.
+        tree: Name of the tree; left out, the only one of each file, or that of the events.
         label: The class's number, or a target; or where it is written, ``{branch: target}``.
         xsec: Cross section in pb, for ``weights``.
         sum_weights: Sum of the generator's weights over all its files, for ``weights``; or where that is
