@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlaas_ray.streaming.visit import Job, Visit
 
 # Part of every key: raise it when measuring changes, and what older versions wrote is not found.
-VERSION = 2
+VERSION = 3
 MOST_BYTES = 2_000_000_000
 
 
@@ -133,6 +133,7 @@ def pack_file(file: ScannedFile) -> dict[str, Any]:
         "entries": file.entries,
         "boundaries": list(file.boundaries),
         "bytes": file.bytes,
+        "beside": list(file.beside),
         **pack_layout(file),
     }
 
@@ -158,6 +159,7 @@ def unpack_file(content: Mapping[str, Any], source: Source, dataset: int) -> Sca
         entries=content["entries"],
         boundaries=tuple(content["boundaries"]),
         bytes=content["bytes"],
+        beside=tuple(content["beside"]),
         **unpack_layout(content),
     )
 
