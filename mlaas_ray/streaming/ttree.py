@@ -294,7 +294,8 @@ class TTreeEvents:
                         type=leaf.typename,
                         length=known.layout.length,
                         bytes=int(leaf.branch.uncompressed_bytes),
-                        counter=names.get(id(leaf.counter)),
+                        # of lists of arrays it counts the arrays
+                        counter=None if known.layout.nested else names.get(id(leaf.counter)),
                     )
                 elif not known.parts:
                     left_out[name] = known.why

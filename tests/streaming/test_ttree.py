@@ -163,6 +163,14 @@ def test_a_branch_says_who_counts_it_and_how_large_it_is(write_tree) -> None:
     assert counted["nJet_pt"].tolist() == counted["Jet_pt"].counts.tolist()
 
 
+def test_members_of_split_objects_are_not_taken_for_what_counts_them(real_data: Path) -> None:
+    events = open_events(str(real_data / "other_real/treemaker.root"))
+    assert events.branches["Electrons.fCoordinates.fPt"].counter is None
+    assert {branch.counter for branch in events.branches.values()} & set(events.branches) <= {
+        name for name, branch in events.branches.items() if branch.kind == "flat"
+    }
+
+
 def test_clusters_are_those_that_the_branches_share(corner: Path) -> None:
     events = open_events(str(corner / "uproot-small-dy-nooffsets.root"))
     assert events.boundaries(["Jet_pt", "Jet_jetId"]) == (0, 200, 397, 400, 501)
@@ -265,6 +273,8 @@ def test_a_branch_that_uproot_stumbles_over_does_not_keep_others_from_being_read
 def test_lists_of_arrays_of_truncated_numbers_have_as_many_values_as_their_counter_says() -> None:
     events = open_events(str(DATA / "float16_ndim_slice.root"), "tree", nested="flatten")
     counts = read(events, "N")["N"]
+    # the first pass would take it for the number of values
+    assert events.branches["SliD16"].counter is events.branches["SliF64"].counter is None
     column = read(events, "SliD16")["SliD16"]
     assert isinstance(column, Jagged)
     assert column.counts.tolist() == (24 * counts).tolist()
