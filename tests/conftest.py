@@ -71,6 +71,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases(real_data: Path) -> Path:
+    """Folder of inputs that showed a fault, beside the real files."""
+    folder = real_data.parent / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"no such cases in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two files of 3,000 simulated events each, ``signal`` and ``background``."""
     from mlaas_ray.workflows.toy import write_sample

@@ -271,6 +271,8 @@ def _show(found: FirstPass, census: Census | None) -> None:
             f"a sample: {found.sampled:.3g} of the clusters, {found.features.entries:,} events; "
             "the ranges of all may be wider"
         )
+    for choice in found.choices:
+        tell(choice)
     for name, paths in list(found.missing.items())[:10]:
         say(f"{name} is missing in {len(paths):,} of the files, such as {paths[0]}")
     for bad in found.skipped[:10]:

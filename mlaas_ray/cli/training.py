@@ -85,6 +85,8 @@ class Display:
         )
         files = f"{len(found.files)} files" if len(found.files) > 1 else "1 file"
         self.say(f"{found.entries:,} events in {files} ({counts}); {found.features.width} inputs")
+        for choice in found.choices:
+            self.say(choice)
 
     def census(self, census: Any) -> None:
         """Print the cut flow, when there are cuts."""

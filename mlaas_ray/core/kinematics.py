@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ def mass_of_events(offsets: Whole, least: int, *values: Doubles) -> Doubles:
     mass = _array(_vectors(**sums).mass)
     mass[np.diff(offsets) < least] = np.nan
     return mass
+
+
+def component(name: str, coordinates: Mapping[str, Doubles]) -> Doubles:
+    """Return a component of vectors, such as ``pt`` of ``px``, ``py`` and ``pz``."""
+    return _array(getattr(_vectors(**coordinates), name))
 
 
 def _momenta(pt: Doubles, eta: Doubles, phi: Doubles, mass: Doubles) -> Any:

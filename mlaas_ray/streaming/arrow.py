@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,46 @@ def _shape(kind: pa.DataType, nested: Nested) -> tuple[Kind, int] | None:
         inner = _shape(kind.value_type, nested)
         return ("jagged", 1) if inner and (inner[0] == "flat" or nested == "flatten") else None
     return None
+
+
+def members(kind: pa.DataType) -> Iterator[tuple[tuple[str, ...], pa.DataType]]:
+    """Give the members of the structs in a type, each as names and the type that it has by itself.
+
+    Of ``list<struct<pt: float>>`` it is ``("pt",)``, which is ``list<float>``; what holds no struct is the
+    only member of its own, without a name.
+    """
+    stored = _stored(kind)
+    if pa.types.is_struct(stored) and stored.num_fields:
+        for field in stored:
+            for path, inner in members(field.type):
+                yield (field.name, *path), inner
+    elif _is_list(stored) or pa.types.is_fixed_size_list(stored):
+        size = stored.list_size if pa.types.is_fixed_size_list(stored) else -1
+        for path, inner in members(stored.value_type):
+            yield path, pa.list_(inner, size) if path else kind
+    else:
+        yield (), kind
+
+
+def member_of(array: pa.Array, path: Sequence[str]) -> pa.Array:
+    """Return a member of the structs in an array, as an array by itself; what is null stays so.
+
+    Args:
+        array: Of a type that :func:`members` finds it in.
+        path: Its names.
+    """
+    if not path:
+        return array
+    array = _unwrapped(array)
+    if pa.types.is_struct(array.type):
+        return member_of(pc.struct_field(array, [path[0]]), path[1:])
+    missing = array.is_null() if array.null_count else None
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        values = array.values.slice(array.offset * size, len(array) * size)
+        return pa.FixedSizeListArray.from_arrays(member_of(values, path), size, mask=missing)
+    offsets = pa.array(array.offsets.to_numpy(), pa.int64())
+    return pa.LargeListArray.from_arrays(offsets, member_of(array.values, path), mask=missing)
 
 
 def column_of(values: pa.ChunkedArray | pa.Array, kind: Kind) -> Column:

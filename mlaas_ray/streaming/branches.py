@@ -37,10 +37,8 @@ def choose(
     wanted = list(branches) if include is None else []
     for pattern in include or []:
         matches = list(_matches(pattern, branches))
-        if not matches and pattern in left_out:
-            raise DataError(
-                f"branch {pattern!r} in {where} is no numeric branch ({left_out[pattern]})", "Leave it out"
-            )
+        if not matches:
+            refuse(pattern, left_out, where)
         if not matches and not lenient:
             raise BranchMissingError(f"no branch {pattern!r} in {where}", nearest(pattern, branches))
         wanted += matches
@@ -54,6 +52,16 @@ def choose(
             f"no numeric branch is left to read in {where}", "Widen include, or exclude less"
         )
     return chosen
+
+
+def refuse(name: str, left_out: Mapping[str, str], where: str) -> None:
+    """Refuse a branch that was asked for and is left out.
+
+    Raises:
+        DataError: With the reason why it is.
+    """
+    if name in left_out:
+        raise DataError(f"branch {name!r} in {where} is no numeric branch ({left_out[name]})", "Leave it out")
 
 
 def _matches(pattern: str, names: Mapping[str, object]) -> Iterator[str]:

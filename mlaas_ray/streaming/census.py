@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from mlaas_ray.core.errors import EmptyDataError
 from mlaas_ray.core.prepare import computed
 from mlaas_ray.core.syntax import conjuncts
 from mlaas_ray.streaming.first_pass import FirstPass
@@ -192,12 +194,10 @@ def take_census(
     known = remembered_census(found, classes)
     if known is not None:
         return known
-    cuts = tuple(conjuncts(found.features.select)) if found.features.select else ()
     memo = open_memo()
     key = _key(found, classes)
-    census = Census(
-        cuts, tuple(DatasetCensus(sample.name, passed=[0] * len(cuts)) for sample in found.samples)
-    )
+    census = _nothing(found)
+    cuts = census.cuts
     plan = Plan(extents_of(found), _ROW_BYTES, max_events=found.max_events)
     if cuts or any(sample.truth.texts for sample in found.samples):
         reader = event_reader(found, reading=reading, classes=classes, bare=True)
@@ -225,6 +225,40 @@ def take_census(
     if memo is not None and whole:
         memo.put("census", key, census.document())
     return census
+
+
+def check_passing(found: FirstPass, reading: ReadingSettings, progress: bool | None = None) -> None:
+    """Refuse a selection that no event passes.
+
+    Ever more events are looked at until one passes: mostly one of the first. Labels and weights are not.
+
+    Raises:
+        EmptyDataError: With the cut flow.
+        DataError: Naming the file, tree and branch that cannot be read.
+    """
+    if found.features.select is None:
+        return
+    samples = tuple(replace(sample, label=0.0, weight=None) for sample in found.samples)
+    reader = event_reader(replace(found, samples=samples), reading=reading, bare=True)
+    plan = Plan(extents_of(found), 10 * _ROW_BYTES, max_events=found.max_events)
+    blocks = (Block("census", 0, index, pieces) for index, pieces in enumerate(plan.epoch(0)))
+    census, step = _nothing(found), 1
+    while batch := list(islice(blocks, step)):
+        calls = [(reader, [block], census.cuts, 0) for block in batch]
+        for part in spread(_counted, calls, description="selection", progress=progress):
+            for dataset, counted in part.items():
+                census.datasets[dataset].add(counted)
+        if census.total.events:
+            return
+        step *= 4
+    if any(dataset.entries for dataset in census.datasets):  # and not only files that are skipped
+        raise EmptyDataError("no event passes the selection", f"The cut flow:\n    {census.flow()}")
+
+
+def _nothing(found: FirstPass) -> Census:
+    """Return the census of no events."""
+    cuts = tuple(conjuncts(found.features.select)) if found.features.select else ()
+    return Census(cuts, tuple(DatasetCensus(sample.name, passed=[0] * len(cuts)) for sample in found.samples))
 
 
 def _counted(

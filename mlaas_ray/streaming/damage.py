@@ -35,6 +35,7 @@ DAMAGE = (
     lzma.LZMAError,
     cramjam.DecompressionError,
     uproot.deserialization.DeserializationError,
+    uproot.interpretation.identify.UnknownInterpretation,
 )
 
 

@@ -55,6 +55,7 @@ class Events(Protocol):
         entries: Events.
         size: Bytes of the file.
         data: Where its bytes come from, which counts what that took.
+        beside: The file's other trees, where nobody said which is wanted.
     """
 
     path: str
@@ -64,6 +65,7 @@ class Events(Protocol):
     entries: int
     size: int
     data: ByteSource
+    beside: tuple[str, ...]
 
     @property
     def branches(self) -> Mapping[str, Branch]:
@@ -98,8 +100,8 @@ def open_events(source: Source | str, tree: str | None = None, *, nested: Nested
 
     Args:
         source: The file; a path or URL for one without alternatives.
-        tree: Its name, with its folders; None for the one named with the file, or its only tree, or
-            ``Events`` among several.
+        tree: Its name, with its folders; None for the one named with the file, or its only tree, or that of
+            the events among several.
         nested: What becomes of lists of lists of numbers.
 
     Raises:

@@ -103,7 +103,10 @@ def find_fields(ntuple: Any) -> tuple[dict[str, Field], dict[str, str]]:
     visit = _Visit(ntuple)
     for field_id, record in enumerate(ntuple.field_records):
         if record.parent_field_id == field_id:
-            visit.field(field_id, _Place())
+            try:
+                visit.field(field_id, _Place())
+            except (ValueError, LookupError) as error:  # columns other than its type is stored in
+                visit.others[record.field_name] = f"{record.type_name}, its description is wrong: {error}"
     shown = {record.source_field_id for record in ntuple.field_records} - {None}
     fields = {
         name: field

@@ -11,7 +11,15 @@ from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.core.prepare import check_syntax
 from mlaas_ray.core.statistics import Sketches, Summary
 from mlaas_ray.streaming.doubles import named, opened, refuse_doubles
-from mlaas_ray.streaming.layout import all_branches, check_not_empty, common, key_of, shared, spec_of
+from mlaas_ray.streaming.layout import (
+    all_branches,
+    check_not_empty,
+    common,
+    key_of,
+    shared,
+    spec_of,
+    unmeasured,
+)
 from mlaas_ray.streaming.measure import added, wishes
 from mlaas_ray.streaming.memo import Memo, open_memo
 from mlaas_ray.streaming.recall import recall, remember
@@ -114,6 +122,21 @@ class FirstPass:
         """Branches that cannot be columns, with their types."""
         layouts = {id(file.left_out): file.left_out for file in self.files}
         return {name: kind for layout in layouts.values() for name, kind in layout.items()}
+
+    @property
+    def choices(self) -> list[str]:
+        """Which trees were chosen where files have several and nobody named one, a line each."""
+        chosen: dict[tuple[str, tuple[str, ...]], list[ScannedFile]] = {}
+        for file in self.files:
+            if file.beside:
+                chosen.setdefault((file.tree, file.beside), []).append(file)
+        return [
+            f"tree {tree!r} is taken of {files[0].path}"
+            + (f" and {len(files) - 1:,} more files" if len(files) > 1 else "")
+            + f", and not {', '.join(beside[:5])}"
+            + (f", … ({len(beside)} in all)" if len(beside) > 5 else "")
+            for (tree, beside), files in chosen.items()
+        ]
 
     @property
     def complete(self) -> bool:
@@ -234,7 +257,7 @@ class Call:
         if self.memo is not None:
             wait_until_settled(self.states)
         outcomes = survey(self.samples, self.request, self.memo, self.states, progress)
-        found = self._checked(combined(self.samples, outcomes, self.request))
+        found = self._checked(combined(self.samples, outcomes, self.request, progress))
         if self.memo is not None and None not in self.states and not found.skipped:
             remember(self.memo, self._key(), found)
             self.memo.trim()
@@ -256,25 +279,36 @@ class Call:
 
 
 def combined(
-    samples: tuple[Sample, ...], outcomes: Sequence[Visit | SkippedFile], request: Request
+    samples: tuple[Sample, ...],
+    outcomes: Sequence[Visit | SkippedFile],
+    request: Request,
+    progress: bool | None = None,
 ) -> FirstPass:
-    """Put together what was learnt of all files; in their order, so that it does not matter who was first."""
+    """Put together what was learnt of all files; in their order, so that it does not matter who was first.
+
+    Raises:
+        EmptyDataError: When a dataset has no events, or no event passes the selection.
+    """
+    from mlaas_ray.streaming.census import check_passing  # which takes a first pass
+
     visits = [outcome for outcome in outcomes if isinstance(outcome, Visit)]
     skipped = tuple(outcome for outcome in outcomes if isinstance(outcome, SkippedFile))
     check_skipped(skipped, len(outcomes), request)
     files = tuple(shared([visit.file for visit in visits]))
     check_not_empty(files, [sample.name for sample in samples])
-    chosen, missing = common(files, request)
+    filled = [file for file in files if file.entries]
+    chosen, missing = common(filled, request)
     result = FirstPass(
         samples,
         files,
-        request.features,  # type: ignore[arg-type]  # replaced below
+        request.features or unmeasured(chosen, request.inputs),
         skipped=skipped,
         missing=missing,
         sampled=request.reading.sample if request.features is None else 1.0,
-        key=key_of(files, request),
+        key=key_of(filled, request),
         max_events=request.reading.max_events,
     )
+    check_passing(result, request.reading, progress)
     if request.features is not None:
         return result
     paths = {name: set(lacking) for name, lacking in missing.items() if name in chosen}

@@ -141,10 +141,18 @@ def check_not_empty(files: Sequence[ScannedFile], names: Sequence[str]) -> None:
             raise EmptyDataError(f"no file of dataset {name!r} can be read", "Give others, or leave it out")
         if not any(file.entries for file in own):
             others = f" and {len(own) - 1} more files are" if len(own) > 1 else " is"
+            tree = f", tree {own[0].tree!r}" if own[0].tree else ""
             raise EmptyDataError(
-                f"dataset {name!r} has no events: {own[0].path}, tree {own[0].tree!r}{others} empty",
+                f"dataset {name!r} has no events: {own[0].path}{tree}{others} empty",
                 "Leave it out, or give files with events",
             )
+
+
+def unmeasured(chosen: Mapping[str, Shape], inputs: Inputs) -> FeatureSpec:
+    """Make a spec that selects events, before anybody knows how long the columns are."""
+    return FeatureSpec.of(
+        [Feature(name=next(iter(chosen)), kind="flat")], define=dict(inputs.define), select=inputs.select
+    )
 
 
 def spec_of(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import awkward as ak
 import numpy as np
 import uproot
 from uproot.containers import AsArray, AsList, AsRVec, AsSet, AsVector
-from uproot.interpretation.numerical import TruncatedNumerical
+from uproot.interpretation.numerical import AsFloat16, TruncatedNumerical
 
 from mlaas_ray.core.columns import Column, Kind, from_awkward
+from mlaas_ray.streaming.vectors import is_vector
 
 _LISTS = (AsArray, AsList, AsRVec, AsSet, AsVector)
 
@@ -27,12 +30,14 @@ class Layout:
         length: How many, when fixed.
         axes: Of the values of all events, the events' own among them; more than 2 are flattened.
         nested: Whether that loses which list of an event a value was in.
+        each: Values that uproot gives for each object that the branch's counter counts.
     """
 
     kind: Kind
     length: int = 1
     axes: int = 1
     nested: bool = False
+    each: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +46,36 @@ class Leaf:
 
     Attributes:
         branch: uproot's TBranch.
-        path: The branch's names from the tree down, by which uproot finds it.
-        member: The leaf's name, in a branch of several (a leaf list).
+        members: Names that lead to it in what uproot reads, of a leaf of several (a leaf list) or of objects.
+        counter: The TBranch that counts the objects of each event, where there is one.
     """
 
     branch: Any
-    path: str
-    member: str | None = None
+    members: tuple[str, ...] = ()
+    counter: Any = None
 
     @property
     def layout(self) -> Layout | None:
         """What an event's values look like; None when they are no numbers."""
         interpretation = self.branch.interpretation
-        if self.member is None:
+        if not self.members:
             return _layout(interpretation)
-        fields = interpretation.to_dtype.fields if type(interpretation) is uproot.AsDtype else None
-        return _of_dtype(fields[self.member][0]) if fields and self.member in fields else None
+        content = interpretation.content if isinstance(interpretation, uproot.AsJagged) else interpretation
+        fields = content.to_dtype.fields if isinstance(content, uproot.AsDtype) else None
+        name = "/".join(self.members)
+        layout = _of_dtype(fields[name][0]) if fields and name in fields else None
+        if content is interpretation or layout is None:
+            return layout
+        return _of_lists(1 + layout.axes)
 
     @property
     def typename(self) -> str:
         """The C++ type, for people."""
+        interpretation = self.branch.interpretation
+        if isinstance(interpretation, uproot.interpretation.identify.UnknownInterpretation):
+            return f"unknown to uproot: {interpretation.reason}"
+        if self.members and interpretation.numpy_dtype.shape:
+            return f"unknown to uproot: array of leaf lists {self.branch.title}"
         return str(self.branch.typename)
 
     @property
@@ -72,12 +87,46 @@ class Leaf:
             kind = kind.keys if isinstance(kind, AsSet) else kind.values
         kind = kind.content if isinstance(kind, uproot.AsJagged) else kind
         dtype: Any = kind if isinstance(kind, np.dtype) else kind.to_dtype
-        dtype = dtype if self.member is None else dtype.fields[self.member][0]
+        dtype = dtype.fields["/".join(self.members)][0] if self.members else dtype
         return str(dtype.base.newbyteorder("=").name)
 
-    def column(self, array: Any, layout: Layout, name: str) -> Column:
-        """Make a column of what uproot read of the branch."""
-        array = array if self.member is None else array[self.member]
+    @property
+    def interpretation(self) -> Any:
+        """How uproot is to read the branch.
+
+        Of lists of arrays of truncated numbers it would take each number for an array (uproot 5.7.7): they
+        are read as lists of numbers.
+        """
+        found = self.branch.interpretation
+        if isinstance(found, TruncatedNumerical):
+            return _truncated(found, found.to_dims)
+        if isinstance(found, uproot.AsJagged) and isinstance(found.content, TruncatedNumerical):
+            return uproot.AsJagged(_truncated(found.content, ()))
+        return found
+
+    @property
+    def is_bits(self) -> bool:
+        """Whether it holds the bits of TObjects, which a number follows where a reference points to one."""
+        return bool(self.branch.member("fStreamerType", none_if_missing=True) == uproot.const.kBits)
+
+    def column(self, array: Any, layout: Layout, name: str, counts: Any = None) -> Column:
+        """Make a column of what uproot read of the branch.
+
+        Args:
+            array: What it read.
+            layout: What the branch holds.
+            name: Of the column, for messages.
+            counts: The objects of each event, by the branch's counter.
+
+        Raises:
+            ValueError: When there are not as many values as that.
+        """
+        for member in self.members:
+            array = array[member]
+        if counts is not None and not np.array_equal(
+            np.asarray(ak.num(array)), np.asarray(counts) * layout.each
+        ):
+            raise ValueError(f"it does not have as many values as {self.counter.name!r} counts")
         if layout.kind == "fixed":
             return np.asarray(ak.to_numpy(array)).reshape(len(array), layout.length)
         for _ in range(layout.axes - 2):
@@ -85,37 +134,65 @@ class Leaf:
         return from_awkward(array, name)
 
 
-def find_leaves(tree: Any) -> tuple[dict[str, Leaf], dict[str, str]]:
+def find_leaves(tree: Any) -> dict[str, Leaf]:
     """Name everything in a TTree that may be columns, without interpreting any of it.
 
     Branches inside other branches go by their own names where those are unique in the tree, and else by their
-    paths (``trks/pos``); the leaves of a leaf list are ``<branch>.<leaf>``.
-
-    Returns:
-        The leaves by name; and, with their types, the branches no name leads to, because an earlier branch
-        bears the same.
+    paths (``trks/pos``); the leaves of a leaf list are ``<branch>.<leaf>``. Where even that leads to two, the
+    second has a number: ``pos;2``.
     """
-    found = [(path, branch) for path, branch in tree.iteritems(recursive=True) if not branch.branches]
+    everything = list(tree.iteritems(recursive=True))
+    found = [(path, branch) for path, branch in everything if not branch.branches]
     bearers = Counter(branch.name for _, branch in found)
-    seen: Counter[str] = Counter()
+    # uproot's count_branch is whichever branch the file's bytes name the counter's leaf in first (5.7.7)
+    owners = {id(leaf): branch for _, branch in everything for leaf in branch.member("fLeaves")}
     leaves: dict[str, Leaf] = {}
-    hidden: dict[str, str] = {}
     for path, branch in found:
         name = branch.name if bearers[branch.name] == 1 else path
-        seen[path] += 1
         members = [leaf.member("fName") for leaf in branch.member("fLeaves")]
-        if seen[path] > 1:
-            hidden[f"{name};{seen[path]}"] = f"{branch.typename}, another branch of that name"
-        elif len(members) == 1:
-            leaves[name] = Leaf(branch, path)
-        else:
-            leaves |= {f"{name}.{member}": Leaf(branch, path, member) for member in members}
-    return leaves, hidden
+        if len(members) < 2:
+            counter = owners.get(id(branch.count_leaf)) if members else None
+            leaves[_free(name, leaves)] = Leaf(branch, counter=counter)
+            continue
+        for member in members:
+            leaves[_free(f"{name}.{member}", leaves)] = Leaf(branch, (member,))
+    return leaves
+
+
+def find_parts(name: str, leaf: Leaf) -> dict[str, Leaf]:
+    """Return what a branch of whole physics vectors stores, such as ``jet.fP.fX``; nothing of any other."""
+    interpretation = leaf.branch.interpretation
+    content = interpretation.content if isinstance(interpretation, uproot.AsJagged) else interpretation
+    if not isinstance(content, uproot.AsStridedObjects) or not is_vector(content.typename):
+        return {}
+    paths = [tuple(path.split("/")) for path in content.to_dtype.fields or () if "@" not in path]
+    return {".".join((name, *path)): Leaf(leaf.branch, path, leaf.counter) for path in paths}
+
+
+def _free(name: str, taken: Mapping[str, Leaf]) -> str:
+    """Return a name, with a number where it is taken."""
+    numbered = (f"{name};{number}" for number in count(2))
+    return name if name not in taken else next(one for one in numbered if one not in taken)
+
+
+def _truncated(found: Any, dims: tuple[int, ...]) -> Any:
+    """Return how truncated numbers are read.
+
+    Without a range, 15 bits and more count as none given (ROOT's TStreamerElement, GetRange), which uproot
+    5.7.7 does not know: a Float16_t has 12 then, and a Double32_t is a float.
+    """
+    if not found.is_truncated or found.num_bits < 15:
+        return type(found)(found.low, found.high, found.num_bits, dims)
+    if isinstance(found, AsFloat16):
+        return AsFloat16(0, 0, 12, dims)
+    return uproot.AsDtype(np.dtype((">f4", dims)), np.dtype(("f8", dims)))
 
 
 def _layout(interpretation: Any) -> Layout | None:
     if isinstance(interpretation, uproot.AsJagged):
         inner = _numbers(interpretation.content)
+        if inner and isinstance(interpretation.content, TruncatedNumerical):
+            return Layout("jagged", axes=2, nested=True, each=math.prod(inner))
         return None if inner is None else _of_lists(2 + len(inner))
     if isinstance(interpretation, uproot.AsObjects):
         depth = _depth(interpretation.model)

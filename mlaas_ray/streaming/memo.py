@@ -134,6 +134,7 @@ def pack_file(file: ScannedFile) -> dict[str, Any]:
         "entries": file.entries,
         "boundaries": list(file.boundaries),
         "bytes": file.bytes,
+        "beside": list(file.beside),
         **pack_layout(file),
     }
 
@@ -159,6 +160,7 @@ def unpack_file(content: Mapping[str, Any], source: Source, dataset: int) -> Sca
         entries=content["entries"],
         boundaries=tuple(content["boundaries"]),
         bytes=content["bytes"],
+        beside=tuple(content["beside"]),
         **unpack_layout(content),
     )
 

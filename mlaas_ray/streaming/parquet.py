@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlaas_ray.core.columns import Columns
+from mlaas_ray.core.columns import Column, Columns
 from mlaas_ray.core.errors import BranchMissingError, FileUnreadableError, nearest
-from mlaas_ray.streaming.arrow import branch_of, column_of
+from mlaas_ray.streaming.arrow import branch_of, column_of, member_of, members
 from mlaas_ray.streaming.events import Branch, Nested
 from mlaas_ray.streaming.ranges import Range
 from mlaas_ray.streaming.source import Source
@@ -62,6 +62,23 @@ class _Fetched:
     decoded: pa.Table | None = None
 
 
+@dataclass(frozen=True)
+class _Column:
+    """Where a column is in the file.
+
+    Attributes:
+        field: Name of the field that holds it.
+        path: Names of the members that lead to it, where the field holds structs.
+        type: The type it has by itself.
+        leaves: Numbers of the Parquet columns it is stored in.
+    """
+
+    field: str
+    path: tuple[str, ...]
+    type: pa.DataType
+    leaves: tuple[int, ...]
+
+
 class _Recent:
     """Tables decoded last, by file, row groups and columns.
 
@@ -105,6 +122,7 @@ class ParquetEvents:
 
     format = "Parquet"
     tree = ""
+    beside: tuple[str, ...] = ()
 
     def __init__(self, source: Source, nested: Nested = "leave") -> None:
         self.data = open_bytes(source)
@@ -123,24 +141,22 @@ class ParquetEvents:
         self._starts = [0]
         for group in groups:
             self._starts.append(self._starts[-1] + self._metadata.row_group(group).num_rows)
-        self._leaves = _leaf_columns(self._schema)
-        self.branches, self.left_out = self._describe(self._schema, nested)
+        self._columns = _columns(self._schema)
+        self.branches, self.left_out = self._describe(nested)
 
-    def _describe(self, schema: pa.Schema, nested: Nested) -> tuple[Mapping[str, Branch], Mapping[str, str]]:
+    def _describe(self, nested: Nested) -> tuple[Mapping[str, Branch], Mapping[str, str]]:
         branches, left_out = {}, {}
-        for field in schema:
-            branch = branch_of(field.name, field.type, nested, self._uncompressed(field.name))
-            if branch is None or schema.names.count(field.name) > 1:
-                left_out[field.name] = str(field.type)
+        for name, (column, *twins) in self._columns.items():
+            branch = branch_of(name, column.type, nested, self._uncompressed(column))
+            if branch is None or twins:
+                left_out[name] = str(column.type)
             else:
-                branches[field.name] = branch
+                branches[name] = branch
         return branches, left_out
 
-    def _uncompressed(self, name: str) -> int:
+    def _uncompressed(self, column: _Column) -> int:
         groups = (self._metadata.row_group(group) for group in range(self._metadata.num_row_groups))
-        return sum(
-            group.column(leaf).total_uncompressed_size for group in groups for leaf in self._leaves[name]
-        )
+        return sum(group.column(leaf).total_uncompressed_size for group in groups for leaf in column.leaves)
 
     def boundaries(self, names: Sequence[str]) -> tuple[int, ...]:
         """See :class:`mlaas_ray.streaming.events.Events`: row groups are the same for all columns."""
@@ -184,7 +200,14 @@ class ParquetEvents:
             if fetched.decoded is None and fetched.stop - fetched.start < last - first:
                 _RECENT.put((self.uuid, fetched.groups, tuple(names)), table)
             table = table.slice(fetched.start - first, fetched.stop - fetched.start)
-        return {name: column_of(table.column(name), self.branches[name].kind) for name in names}
+        return {name: self._column(table, name) for name in names}
+
+    def _column(self, table: pa.Table, name: str) -> Column:
+        [column] = self._columns[name]
+        array = table.column(column.field)
+        if column.path:
+            array = member_of(array.combine_chunks(), column.path)
+        return column_of(array, self.branches[name].kind)
 
     def _table(self, fetched: _Fetched, names: Sequence[str]) -> pa.Table:
         file = pa.PythonFile(_Sparse(self.data, fetched), mode="r")
@@ -195,7 +218,7 @@ class ParquetEvents:
         )
 
     def _wanted(self, names: Sequence[str]) -> list[int]:
-        return sorted(leaf for name in names for leaf in self._leaves[name])
+        return sorted(leaf for name in names for leaf in self._columns[name][0].leaves)
 
 
 class _Sparse(io.RawIOBase):
@@ -256,15 +279,18 @@ def _chunk(metadata: Any, group: int, leaf: int) -> Range:
     return start, start + column.total_compressed_size
 
 
-def _leaf_columns(schema: pa.Schema) -> dict[str, list[int]]:
-    """Return the numbers of the Parquet columns that each field is stored in: a struct has several."""
-    leaves: dict[str, list[int]] = {}
+def _columns(schema: pa.Schema) -> dict[str, list[_Column]]:
+    """Return the columns by name, ``<field>.<member>`` for those of structs; several where two have one."""
+    columns: dict[str, list[_Column]] = {}
     number = 0
     for field in schema:
-        count = _leaf_count(field.type)
-        leaves.setdefault(field.name, []).extend(range(number, number + count))
-        number += count
-    return leaves
+        for path, kind in members(field.type):
+            count = _leaf_count(kind)
+            leaves = tuple(range(number, number + count))
+            name = ".".join((field.name, *path))
+            columns.setdefault(name, []).append(_Column(field.name, path, kind, leaves))
+            number += count
+    return columns
 
 
 def _leaf_count(kind: pa.DataType) -> int:

@@ -50,7 +50,7 @@ def read_root(
 
     Args:
         files: Paths, globs, folders, text files of them, URLs, ``/store/…`` names; one or several.
-        tree: Name of the tree; None for the only one of each file, or ``Events`` among several.
+        tree: Name of the tree; None for the only one of each file, or that of the events.
         features: The columns; None to find them in a first pass over the files.
         branches: Branch names or globs to read, when there are no features; None for every numeric branch.
         exclude: Branch names or globs to leave out.

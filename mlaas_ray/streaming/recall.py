@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlaas_ray.streaming.first_pass import FirstPass, Sample
 
 # What differs from file to file; the rest is kept once for all that have it in common.
-_OWN = ("tree", "format", "uuid", "size", "entries", "boundaries", "bytes")
+_OWN = ("tree", "format", "uuid", "size", "entries", "boundaries", "bytes", "beside")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Recalled:
         for place, layout, *own in content["files"]:
             source, dataset = sources[place]
             values = dict(zip(_OWN, own, strict=True))
-            values["boundaries"] = tuple(values["boundaries"])
+            values |= {name: tuple(values[name]) for name in ("boundaries", "beside")}
             files.append(ScannedFile(source=source, dataset=dataset, **values, **layouts[layout]))
         features = request.features or FeatureSpec.from_json(content["features"])
         return FirstPass(

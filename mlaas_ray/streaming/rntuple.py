@@ -69,6 +69,7 @@ class RNTupleEvents:
     """
 
     format = "RNTuple"
+    beside: tuple[str, ...] = ()
 
     def __init__(self, ntuple: Any, tree: str, source: ByteSource, nested: Nested = "leave") -> None:
         self.path = source.path
@@ -82,13 +83,27 @@ class RNTupleEvents:
             self._fields, self._others = find_fields(ntuple)
             self._store = ColumnStore(ntuple)
 
-    @functools.cached_property
+    @property
     def branches(self) -> Mapping[str, Branch]:
         """What can be columns, by name."""
+        return self._tables[0]
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """What cannot, with its C++ type."""
+        return self._tables[1]
+
+    @functools.cached_property
+    def _tables(self) -> tuple[dict[str, Branch], dict[str, str]]:
         counters = {field.values: name for name, field in self._fields.items() if field.counts}
-        with naming(self.path, self.tree):
-            return {
-                name: Branch(
+        branches: dict[str, Branch] = {}
+        left_out = dict(self._others)
+        for name, field in self._fields.items():
+            if self._refuses(field):
+                left_out[name] = field.type
+                continue
+            try:
+                branches[name] = Branch(
                     name=name,
                     kind=field.kind,
                     type=field.type,
@@ -97,15 +112,9 @@ class RNTupleEvents:
                     counter=_counter(field, counters),
                     dtype=self._store.dtype(field.values).name,
                 )
-                for name, field in self._fields.items()
-                if not self._refuses(field)
-            }
-
-    @functools.cached_property
-    def left_out(self) -> Mapping[str, str]:
-        """What cannot, with its C++ type."""
-        nested = {name: field.type for name, field in self._fields.items() if self._refuses(field)}
-        return self._others | nested
+            except Exception as error:  # as of a column of a kind that uproot does not know
+                left_out[name] = f"{field.type}, uproot cannot describe it: {reason_of(error, self.path)}"
+        return branches, left_out
 
     def boundaries(self, names: Sequence[str]) -> tuple[int, ...]:
         """First entry of each cluster, which all fields share, and last ``entries``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import uproot
@@ -19,6 +20,11 @@ TTREE = "TTree"
 RNTUPLE = "ROOT::RNTuple"
 # Written before version 1 of the format, which readers since then do not know.
 EXPERIMENTAL_RNTUPLE = "ROOT::Experimental::RNTuple"
+# What trees of events are called, whatever lies beside them; and trees that hold no events, but tell of them.
+_OF_EVENTS = ("Events", "events", "CollectionTree", "EventData", "Delphes")
+_OF_OTHERS = re.compile(
+    r"Runs?|Lumi\w*|(\w+_)?(?i:metadata)\w*|ParameterSets|Parentage|DataHeader\w*|EventTag|sumWeights|##\w*"
+)
 _TREES = (TTREE, "TNtuple", "TNtupleD", RNTUPLE, EXPERIMENTAL_RNTUPLE)
 
 
@@ -35,7 +41,10 @@ def open_tree(source: Source, tree: str | None, nested: Nested) -> Events:
         )
     with naming(source.path, name):
         found = file[name]
-    return (RNTupleEvents if kind == RNTUPLE else TTreeEvents)(found, name, data, nested)
+    events = (RNTupleEvents if kind == RNTUPLE else TTreeEvents)(found, name, data, nested)
+    if tree is None:
+        events.beside = tuple(other for other in _trees(file) if other != name)
+    return events
 
 
 def open_root(data: ByteSource) -> Any:
@@ -67,7 +76,7 @@ def find_tree(file: Any, path: str, tree: str | None) -> tuple[str, str]:
     Args:
         file: The open file.
         path: Its path or URL, for messages.
-        tree: The tree's name, with its folders; None for the only one, or ``Events`` among several.
+        tree: The tree's name, with its folders; None for the only one, or that of the events among several.
 
     Returns:
         Its name, and its class.
@@ -92,8 +101,12 @@ def _trees(file: Any) -> list[str]:
 
 def _only_tree(file: Any, path: str) -> str:
     trees = _trees(file)
-    if len(trees) == 1 or "Events" in trees:
-        return "Events" if "Events" in trees else trees[0]
+    own = {tree: tree.rpartition("/")[2] for tree in trees}
+    called = [[name] if name in trees else [t for t in trees if own[t] == name] for name in _OF_EVENTS]
+    others = [tree for tree in trees if not _OF_OTHERS.fullmatch(own[tree])]
+    for only in (trees, *called, others):
+        if len(only) == 1:
+            return only[0]
     if not trees:
         raise TreeMissingError(f"{path} holds no tree", f"Give a file that does; it holds: {_contents(file)}")
     raise TreeMissingError(f"{path} holds several trees", f"Name one of: {', '.join(trees[:10])}")

@@ -14,7 +14,7 @@ from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.core.prepare import Rules, check, needed_branches
 from mlaas_ray.core.views import grid_branches
-from mlaas_ray.streaming.branches import choose
+from mlaas_ray.streaming.branches import choose, refuse
 from mlaas_ray.streaming.events import Branch, Events
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.source import Source
@@ -66,6 +66,14 @@ class Request:
         """What is defined and selected."""
         return self.features or self.inputs
 
+    def named(self, dataset: int) -> set[str]:
+        """Return the branches of the file that features or expressions name, and labels and weights."""
+        if self.features is not None:
+            return needed_branches(self.features) | self.truth_branches(dataset)
+        collections = set(self.inputs.objects)
+        names = needed_branches(self.inputs, [*self.inputs.define, *collections]) - collections
+        return names | self.truth_branches(dataset)
+
     def truth_branches(self, dataset: int) -> set[str]:
         """Return the branches of the file that a dataset's labels and weights need."""
         names = self.extra[dataset] if dataset < len(self.extra) else ()
@@ -90,6 +98,7 @@ class ScannedFile:
         chosen: What the model is to see of this file: kind and length (1 unless fixed), definitions included.
         left_out: Branches that cannot be columns, with their types.
         dataset: Index of its sample.
+        beside: The file's other trees, where nobody said which is wanted.
     """
 
     source: Source
@@ -104,6 +113,7 @@ class ScannedFile:
     chosen: Mapping[str, tuple[Kind, int]] = field(repr=False)
     left_out: Mapping[str, str] = field(repr=False)
     dataset: int = 0
+    beside: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -131,6 +141,8 @@ def scan(
 ) -> ScannedFile:
     """Learn one file's entries, clusters and branches, without reading an event.
 
+    One without entries has no branches that count: who wrote it may not have known them, or their types.
+
     Args:
         events: The open file.
         source: Where it lies.
@@ -143,8 +155,12 @@ def scan(
         DataError: When a branch was named that is not numeric, or has not the kind it must have.
         JobError: When an expression is wrong.
     """
+    if not events.entries:
+        return _scanned(events, source, dataset)
     there = events.branches
     where = f"{source.path}, tree {events.tree!r}" if events.tree else source.path
+    for name in sorted(request.named(dataset) - set(there)) if request.reading.missing != "fill" else ():
+        refuse(name, events.left_out, where)
     if request.features is not None:
         chosen, needed = _known(request.features, there, where, request.reading.missing == "fail")
     else:
@@ -162,6 +178,18 @@ def scan(
         [name for names in KEYS for name in names] if request.key is None else _key(request.key, there, where)
     )
     own = sorted((needed | {name for name in keys if is_integer(there.get(name))}) & set(there))
+    return replace(
+        _scanned(events, source, dataset),
+        boundaries=tuple(int(edge) for edge in events.boundaries(own)) if own else (0, events.entries),
+        bytes=sum(there[name].bytes for name in own),
+        branches={name: replace(there[name], bytes=0) for name in own},
+        chosen=chosen,
+        left_out=dict(events.left_out),
+    )
+
+
+def _scanned(events: Events, source: Source, dataset: int) -> ScannedFile:
+    """Return what is known of a file before its branches are looked at."""
     return ScannedFile(
         source=source,
         tree=events.tree,
@@ -169,12 +197,13 @@ def scan(
         uuid=events.uuid,
         size=events.size,
         entries=events.entries,
-        boundaries=tuple(int(edge) for edge in events.boundaries(own)) if own else (0, events.entries),
-        bytes=sum(there[name].bytes for name in own),
-        branches={name: replace(there[name], bytes=0) for name in own},
-        chosen=chosen,
-        left_out=dict(events.left_out),
+        boundaries=(0,),
+        bytes=0,
+        branches={},
+        chosen={},
+        left_out={},
         dataset=dataset,
+        beside=events.beside,
     )
 
 

@@ -31,7 +31,6 @@ def open_table(source: Source, *, nested: Nested = "leave") -> Events:
     Raises:
         FileMissingError: When the file is not there.
         FileUnreadableError: When it cannot be read; names the line or column.
-        EmptyDataError: When a text holds nothing at all.
         JobError: When its suffix is none of a table.
     """
     form = format_of(source.path)

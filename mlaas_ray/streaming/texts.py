@@ -16,7 +16,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 
 from mlaas_ray.core.columns import Columns
-from mlaas_ray.core.errors import BranchMissingError, EmptyDataError, FileUnreadableError, nearest
+from mlaas_ray.core.errors import BranchMissingError, FileUnreadableError, nearest
 from mlaas_ray.streaming.arrow import branch_of, column_of
 from mlaas_ray.streaming.events import Branch, Nested
 from mlaas_ray.streaming.rows import RowBlock, line_of, row_blocks, row_spans
@@ -81,6 +81,7 @@ class TextEvents(ABC):
 
     format: str
     tree = ""
+    beside: tuple[str, ...] = ()
     quoted = False
 
     def __init__(self, source: Source, nested: Nested = "leave") -> None:
@@ -195,7 +196,7 @@ class CsvEvents(TextEvents):
         blocks = row_blocks(self._text, 0, 1, quoted=self.quoted)
         first = next((block for block in blocks if block.rows), None)
         if first is None:
-            raise EmptyDataError(f"{self.path} is empty", "Give a file whose first row names the columns")
+            return len(self._text), 1
         start, stop = map(int, row_spans(self._text, first, quoted=self.quoted)[0])
         row = bytes(self._text[start:stop])
         line = line_of(self._text, first, 0, quoted=self.quoted)
@@ -254,9 +255,8 @@ class JsonEvents(TextEvents):
     format = "JSON lines"
 
     def _begin(self) -> tuple[int, int]:
-        if not bytes(self._text[:ENDS]).strip():
-            raise EmptyDataError(f"{self.path} is empty", "Give a file with one JSON object a line")
-        return 0, 1
+        blank = len(self._text) <= ENDS and not bytes(self._text).strip()
+        return len(self._text) if blank else 0, 1
 
     def _parse(self, block: RowBlock, names: Sequence[str] | None) -> pa.Table:
         parse = pa_json.ParseOptions()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import uproot
 
 from mlaas_ray.core.columns import Column, Columns, Jagged, true_or_false
 from mlaas_ray.core.errors import BranchMissingError, DataError, FileUnreadableError, MlaasError, nearest
 from mlaas_ray.streaming.baskets import BasketReader
 from mlaas_ray.streaming.damage import DAMAGE, REMEDY, naming, reason_of
 from mlaas_ray.streaming.events import Branch, Nested
-from mlaas_ray.streaming.leaves import Layout, Leaf, find_leaves
+from mlaas_ray.streaming.leaves import Layout, Leaf, find_leaves, find_parts
 from mlaas_ray.streaming.transport import ByteSource
 from mlaas_ray.streaming.uproot_source import identifier
+from mlaas_ray.streaming.vectors import Component, components, is_vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,21 @@ class Fetched:
     read: Columns
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of a branch.
+
+    Attributes:
+        layout: What it holds; None when that is no numbers.
+        why: Why it cannot be a column; nothing where it can.
+        parts: The columns that it is instead, where it holds physics vectors.
+    """
+
+    layout: Layout | None
+    why: str
+    parts: Mapping[str, Leaf] = field(default_factory=dict)
+
+
 class TTreeEvents:
     """One TTree of one open file, as :class:`.Events`.
 
@@ -49,6 +67,7 @@ class TTreeEvents:
     """
 
     format = "TTree"
+    beside: tuple[str, ...] = ()
 
     def __init__(self, ttree: Any, tree: str, source: ByteSource, nested: Nested = "leave") -> None:
         self.path = source.path
@@ -59,10 +78,10 @@ class TTreeEvents:
         self._tree = ttree
         self.data = source
         self._nested = nested
-        self._layouts: dict[str, Layout] = {}
+        self._known: dict[str, _Known] = {}
         with naming(self.path, tree):
-            self._leaves, self._hidden = find_leaves(ttree)
-        plain = {name: leaf.branch for name, leaf in self._leaves.items() if leaf.member is None}
+            self._leaves = find_leaves(ttree)
+        plain = {name: leaf.branch for name, leaf in self._leaves.items() if not leaf.members}
         self._baskets = BasketReader(plain, self.entries, f"{self.path}, tree {tree!r}")
 
     @property
@@ -78,7 +97,8 @@ class TTreeEvents:
     def boundaries(self, names: Sequence[str]) -> tuple[int, ...]:
         """First entry of each cluster that these branches share, and last ``entries``."""
         with naming(self.path, self.tree):
-            edges = [set(self._leaf(name).branch.entry_offsets) for name in names]
+            stored = self._stored(names)
+            edges = [set(self._leaf(name).branch.entry_offsets) for name in stored]
         common = set.intersection(*edges) if edges else set()
         return tuple(sorted({0, self.entries} | {int(edge) for edge in common if edge < self.entries}))
 
@@ -93,10 +113,11 @@ class TTreeEvents:
             FileUnreadableError: When the file cannot be read; names the branch.
         """
         with naming(self.path, self.tree):
-            plain = [name for name in names if self._baskets.can(name)]
+            stored = self._stored(names)
+            plain = [name for name in stored if self._is_plain(name)]
             chunks = self.data.read(self._baskets.ranges(plain, start, stop))
         # what uproot makes of a branch takes it as long as reading thousands of values: not for plain ones
-        others = {name: self._layout(name) for name in names if not self._baskets.can(name)}
+        others = {name: self._layout(name) for name in stored if not self._is_plain(name)}
         try:
             read = self._read(others, start, stop) if others else {}
         except MlaasError:
@@ -113,23 +134,61 @@ class TTreeEvents:
         """
         with naming(self.path, self.tree):
             made = self._baskets.decode(fetched.chunks, fetched.plain, fetched.start, fetched.stop)
-        columns = {**made, **fetched.read}
-        return {name: _checked(columns[name]) for name in fetched.names}
+            columns = {**made, **fetched.read}
+            return {
+                name: _checked(columns[name]) if name in columns else self._vectors[name].column(columns)
+                for name in fetched.names
+            }
+
+    def _is_plain(self, name: str) -> bool:
+        """Tell whether a branch is decoded here."""
+        try:
+            return self._baskets.can(name)
+        except MlaasError:
+            raise
+        except Exception:  # what keeps uproot from describing it is told where that is asked for
+            return False
+
+    def _stored(self, names: Sequence[str]) -> list[str]:
+        """Return what must be read, which for components of vectors is their coordinates."""
+        found: dict[str, None] = {}
+        for name in names:
+            known = name in self._leaves or name not in self._vectors
+            found |= dict.fromkeys([name] if known else self._vectors[name].coordinates.values())
+        return list(found)
 
     def _read(self, layouts: Mapping[str, Layout], start: int, stop: int) -> dict[str, Column]:
         leaves = {name: self._leaf(name) for name in layouts}
-        arrays = self._tree.arrays(
-            {leaf.path: leaf.branch.interpretation for leaf in leaves.values()},
-            entry_start=start,
-            entry_stop=stop,
-            library="ak",
-            how=dict,
-        )
-        columns = {name: leaf.column(arrays[leaf.path], layouts[name], name) for name, leaf in leaves.items()}
-        for name, column in columns.items():
+        counters = {
+            id(leaf.counter): leaf.counter
+            for name, leaf in leaves.items()
+            if layouts[name].kind == "jagged" and leaf.counter is not None
+        }
+        wanted = {id(leaf.branch): (leaf.branch, leaf.interpretation) for leaf in leaves.values()}
+        # what counts may be a branch of objects, which itself holds nothing but how many there are
+        plain = ((key, branch) for key, branch in counters.items() if key not in wanted)
+        wanted |= {key: (branch, _counting(branch)) for key, branch in plain}
+        arrays = self._arrays(wanted, start, stop)
+        columns = {}
+        for name, leaf in leaves.items():
+            counts = arrays[id(leaf.counter)] if id(leaf.counter) in counters else None
+            column = leaf.column(arrays[id(leaf.branch)], layouts[name], name, counts)
             if len(column) != stop - start:
                 raise ValueError(f"{len(column):,} entries of {stop - start:,} in branch {name!r}")
+            columns[name] = column
         return columns
+
+    def _arrays(self, wanted: Mapping[int, tuple[Any, Any]], start: int, stop: int) -> dict[int, Any]:
+        """Read branches by uproot: at once those that it finds by their paths, one by one the others."""
+        span = {"entry_start": start, "entry_stop": stop, "library": "ak"}
+        paths = {key: _path(branch) for key, (branch, _) in wanted.items()}
+        found = [key for key, path in paths.items() if self._tree.get(path) is wanted[key][0]]
+        at_once = {paths[key]: wanted[key][1] for key in found}
+        together = self._tree.arrays(at_once, how=dict, **span) if found else {}
+        return {
+            key: together[paths[key]] if key in found else branch.array(interpretation, **span)
+            for key, (branch, interpretation) in wanted.items()
+        }
 
     def _blame(
         self, layouts: Mapping[str, Layout], start: int, stop: int, error: BaseException
@@ -147,30 +206,75 @@ class TTreeEvents:
         return FileUnreadableError(f"{where}: {reason_of(error, self.path)}", "Try again")
 
     def _leaf(self, name: str) -> Leaf:
-        try:
-            return self._leaves[name]
-        except KeyError:
+        leaf = self._leaves.get(name) or self._parts.get(name)
+        if leaf is None:
+            known = (*self._leaves, *self._parts, *self._vectors)
             raise BranchMissingError(
-                f"no branch {name!r} in {self.path}, tree {self.tree!r}", nearest(name, self._leaves)
-            ) from None
+                f"no branch {name!r} in {self.path}, tree {self.tree!r}", nearest(name, known)
+            )
+        return leaf
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, Leaf]:
+        """What branches of whole vectors store, by name."""
+        found = [self._described(name).parts for name in self._leaves]
+        return {name: leaf for parts in found for name, leaf in parts.items() if name not in self._leaves}
+
+    @functools.cached_property
+    def _vectors(self) -> dict[str, Component]:
+        """What can be computed of vectors, by name."""
+        stored = {**self._leaves, **self._parts}
+        found: dict[str, Component] = {}
+        for name in self._leaves:
+            found |= components(name, self._described(name).parts)
+        for branch in self._tree.itervalues(recursive=True):
+            kinds = (branch.member(key, none_if_missing=True) for key in ("fClassName", "fClonesName"))
+            if branch.branches and any(kind and is_vector(kind) for kind in kinds):
+                own = [name for name, leaf in stored.items() if _is_within(leaf.branch, branch)]
+                found |= components(branch.name.rstrip("."), own)
+        return {name: component for name, component in found.items() if name not in stored}
 
     def _layout(self, name: str) -> Layout:
-        if name not in self._layouts:
-            self._layouts[name] = self._look(name)
-        return self._layouts[name]
+        """Tell what a branch holds.
 
-    def _look(self, name: str) -> Layout:
-        """Tell what a branch holds, or say that it cannot be a column."""
-        leaf = self._leaf(name)
-        with naming(self.path, self.tree):
-            layout = leaf.layout
-            if layout is None or self._refuses(layout):
-                raise DataError(
-                    f"branch {name!r} in {self.path}, tree {self.tree!r} is no numeric branch"
-                    f" ({leaf.typename})",
-                    "Leave it out, or set nested: flatten" if layout else "Leave it out",
-                )
-        return layout
+        Raises:
+            DataError: When it cannot be a column.
+        """
+        known = self._described(name)
+        if known.layout is None or known.why:
+            remedy = "Leave it out"
+            if known.layout is not None and self._refuses(known.layout):
+                remedy += ", or set nested: flatten"
+            if known.parts:
+                remedy = f"Choose of its parts: {', '.join(known.parts)}"
+            where = f"{self.path}, tree {self.tree!r}"
+            raise DataError(f"branch {name!r} in {where} is no numeric branch ({known.why})", remedy)
+        return known.layout
+
+    def _described(self, name: str) -> _Known:
+        """Tell what a branch holds, or why it cannot be a column."""
+        if name not in self._known:
+            leaf = self._leaf(name)
+            try:
+                layout = leaf.layout
+                parts = find_parts(name, leaf) if layout is None and not leaf.members else {}
+                self._known[name] = _Known(layout, self._fault(leaf, layout), parts)
+            except MlaasError:
+                raise
+            except Exception as error:  # whatever uproot stumbles over in one branch, the others are sound
+                self._known[name] = _Known(None, f"uproot cannot describe it: {reason_of(error, self.path)}")
+        return self._known[name]
+
+    def _fault(self, leaf: Leaf, layout: Layout | None) -> str:
+        entries = int(leaf.branch.entry_offsets[-1])
+        if layout is None or self._refuses(layout):
+            return leaf.typename
+        if entries != self.entries:
+            return f"{leaf.typename}, {entries:,} entries of the tree's {self.entries:,}"
+        # who is referred to has a number behind its bits, so that they are no longer of one size
+        if leaf.is_bits and {"TRef", "TRefArray"} & set(self._tree.file.streamers):
+            return f"{leaf.typename}, bits of objects that references may point to"
+        return ""
 
     def _refuses(self, layout: Layout) -> bool:
         return layout.nested and self._nested == "leave"
@@ -182,25 +286,45 @@ class TTreeEvents:
         left_out: dict[str, str] = {}
         names = {id(leaf.branch): name for name, leaf in self._leaves.items()}
         with naming(self.path, self.tree):
-            for name, leaf in self._leaves.items():
-                layout = leaf.layout
-                entries = int(leaf.branch.num_entries)
-                if layout is None or self._refuses(layout):
-                    left_out[name] = leaf.typename
-                elif entries != self.entries:
-                    left_out[name] = f"{leaf.typename}, {entries:,} entries of the tree's {self.entries:,}"
-                else:
-                    counter = leaf.branch.count_branch
+            for name, leaf in {**self._leaves, **self._parts}.items():
+                known = self._described(name)
+                if known.layout is not None and not known.why:
                     branches[name] = Branch(
                         name=name,
-                        kind=layout.kind,
+                        kind=known.layout.kind,
                         type=leaf.typename,
-                        length=layout.length,
+                        length=known.layout.length,
                         bytes=int(leaf.branch.uncompressed_bytes),
-                        counter=names.get(id(counter)),
                         dtype=leaf.dtype,
+                        # of lists of arrays it counts the arrays
+                        counter=None if known.layout.nested else names.get(id(leaf.counter)),
                     )
-        return branches, left_out | self._hidden
+                elif not known.parts:
+                    left_out[name] = known.why
+            for name, component in self._vectors.items():
+                own = [
+                    branches[coordinate]
+                    for coordinate in component.coordinates.values()
+                    if coordinate in branches
+                ]
+                if len(own) == len(component.coordinates):
+                    branches[name] = replace(own[0], name=name, type="double", dtype="float64")
+        return branches, left_out
+
+
+def _path(branch: Any) -> str:
+    """Return a branch's names from the tree down, which lead uproot to it, or to an earlier one."""
+    return str(branch.name) if branch.top_level else f"{_path(branch.parent)}/{branch.name}"
+
+
+def _is_within(branch: Any, parent: Any) -> bool:
+    """Tell whether a branch lies somewhere in another."""
+    return not branch.top_level and (branch.parent is parent or _is_within(branch.parent, parent))
+
+
+def _counting(branch: Any) -> Any:
+    """Return how to read the numbers of objects; a branch of objects has nothing else in its own baskets."""
+    return uproot.AsDtype(">i4") if branch.branches else branch.interpretation
 
 
 def _checked(column: Column) -> Column:

@@ -160,6 +160,8 @@ class _Opened:
         """Decide what to read."""
         assert self.file is not None
         assert self.events is not None
+        if not self.file.entries:
+            return
         self.names, self.counters = wishes(self.file, request, self.job.absent)
         absent = {branch.name for branch in self.job.absent}
         needed = needed_branches(request.inputs, self.names, select=bool(self.names)) - absent

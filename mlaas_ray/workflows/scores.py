@@ -152,7 +152,7 @@ def score_file(
         scorer: The model.
         output: ``.root``, for one tree ``scores``, or ``.parquet``; left out, a file of the format of the
             input in the working folder, named like it and the model.
-        tree: Name of the tree; None for the only one, or ``Events`` among several.
+        tree: Name of the tree; None for the only one, or that of the events.
         force: Whether an output that is there is overwritten.
         told: Called with the entries done, and those there are.
 

@@ -56,7 +56,7 @@ class DatasetSettings(Settings):
             need be: ``a.root:Events``.
         origin: Where the files can be got from; shown when one is missing.
         das: Name of a dataset in CMS's catalogue, in place of files.
-        tree: Name of the tree; left out, the only one of each file, or ``Events`` among several.
+        tree: Name of the tree; left out, the only one of each file, or that of the events.
         label: The class's number, or a target; or where it is written, ``{branch: target}``.
         xsec: Cross section in pb, for ``weights``.
         sum_weights: Sum of the generator's weights over all its files, for ``weights``; or where that is

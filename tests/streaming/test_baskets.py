@@ -30,8 +30,8 @@ class Opened:
     def __init__(self, path: Path, tree: str = "Events") -> None:
         self.tree = uproot.open(path, object_cache=None, array_cache=None)[tree]
         self.bytes = memoryview(path.read_bytes())
-        leaves, _ = find_leaves(self.tree)
-        self.branches = {name: leaf.branch for name, leaf in leaves.items() if leaf.member is None}
+        leaves = find_leaves(self.tree)
+        self.branches = {name: leaf.branch for name, leaf in leaves.items() if not leaf.members}
         self.reader = BasketReader(self.branches, self.tree.num_entries, f"{path.name}, tree {tree!r}")
         self.ours = [name for name in self.branches if self.reader.can(name)]
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import awkward as ak
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import uproot
 
@@ -81,6 +85,67 @@ def test_an_empty_tree_is_refused_by_name_but_not_beside_others(write_tree) -> N
     ):
         first_pass([Sample(full), Sample(empty, name="signal")])
     assert first_pass([Sample([empty, full])]).entries == 100
+
+
+@pytest.mark.parametrize("include", [["MET_pt"], ["Jet_pt"], ["MET_pt", "Jet_*"]])
+def test_a_selection_that_no_event_passes_is_refused_with_the_cut_flow(
+    write_tree, include: list[str]
+) -> None:
+    inputs = Inputs(include=include, select="MET_pt >= 0 and MET_pt < 0", normalise="none")
+    flow = "signal: 100 events, 100 after MET_pt >= 0, 0 after MET_pt < 0"
+    with pytest.raises(EmptyDataError, match=rf"(?s)no event passes the selection.*The cut flow:.*{flow}"):
+        first_pass([Sample(write_tree(), name="signal")], inputs)
+
+
+def test_a_selection_that_one_event_passes_is_none_of_that(write_tree) -> None:
+    paths = [write_tree("a.root"), write_tree("b.root", extra={"event": np.arange(100, 200)})]
+    assert first_pass([Sample(paths)], Inputs(include=["MET_pt"], select="event == 199")).entries == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("b.csv", "MET_pt,n\n"),
+        ("b.csv", ""),
+        ("b.jsonl", ""),
+        (
+            "b.parquet",
+            pa.table({"MET_pt": pa.array([], pa.null()), "n": pa.array([], pa.list_(pa.float32()))}),
+        ),
+    ],
+)
+@pytest.mark.parametrize("missing", ["fail", "fill", "drop"])
+def test_a_file_without_entries_among_others_asks_for_nothing(
+    tmp_path: Path, name: str, content: str | pa.Table, missing: str
+) -> None:
+    full, empty = (tmp_path / name).with_stem("a"), tmp_path / name
+    values = {"MET_pt": [1.5, 2.5], "n": [3, 4]}
+    if isinstance(content, pa.Table):
+        pq.write_table(pa.table(values), full)
+        pq.write_table(content, empty)
+    else:
+        csv = "MET_pt,n\n1.5,3\n2.5,4\n"
+        lines = '{"MET_pt": 1.5, "n": 3}\n{"MET_pt": 2.5, "n": 4}\n'
+        full.write_text(csv if full.suffix == ".csv" else lines)
+        empty.write_text(content)
+    inputs = Inputs(include=["MET_pt", "s"], define={"s": "MET_pt + n"}, select="n > 0")
+    found = first_pass([Sample([empty, full])], inputs, reading=ReadingSettings(missing=missing))
+    assert [file.entries for file in found.files] == [0, 2]
+    assert found.features.columns == ("MET_pt", "s")
+    assert not found.missing
+    with pytest.raises(EmptyDataError, match=rf"dataset 'dataset' has no events: .*{name} is empty"):
+        first_pass([Sample(empty)], inputs)
+
+
+def test_which_tree_was_taken_of_several_is_told_once(tmp_path) -> None:
+    for name in ("a.root", "b.root"):
+        with uproot.recreate(tmp_path / name) as file:
+            for tree in ("Runs", "Events"):
+                file.mktree(tree, {"x": np.float32}).extend({"x": np.ones(2, np.float32)})
+    for _ in range(2):  # the second time from memory
+        [choice] = first_pass([Sample(tmp_path)]).choices
+        assert choice == f"tree 'Events' is taken of {tmp_path}/a.root and 1 more files, and not Runs"
+    assert first_pass([Sample(tmp_path, tree="Events")]).choices == []
 
 
 def test_a_branch_one_file_lacks_names_both_files(write_tree) -> None:

@@ -101,11 +101,17 @@ def arrays(path: Path, events: Events, edges: tuple[int, ...]) -> Iterator[tuple
             return
         found: dict[str, Any] = {}
         for way, branch in tree.iteritems():
-            found.setdefault(way, branch)
-            found.setdefault(branch.name, branch)
+            for known in {way, branch.name}:
+                found[f"{known};2" if known in found else known] = branch
         for name in events.branches:
-            head, _, leaf = name.rpartition(".")
-            yield name, rows(found[name].array() if name in found else found[head].array()[leaf])
+            head = max((known for known in found if name == known or name.startswith(f"{known}.")), key=len)
+            array = found[head].array()
+            members = name.removeprefix(head).split(".")[1:]
+            if set(members) <= {"pt", "eta", "phi", "mass", "energy"} and members:
+                continue  # not stored
+            for part in members:
+                array = array[part]
+            yield name, rows(array)
 
 
 def member(record: ak.Array, name: str) -> ak.Array:

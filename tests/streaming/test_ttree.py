@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from mlaas_ray.core.errors import (
 from mlaas_ray.streaming.events import Events, open_events
 from tests.streaming.conftest import damage
 
+# Files of the ROOT and uproot projects' own tests, of classes that uproot cannot write.
+DATA = Path(__file__).parent / "data"
+
 
 def read(events: Events, *names: str, start: int = 0, stop: int | None = None) -> Columns:
     return events.decode(events.fetch(names, start, events.entries if stop is None else stop))
@@ -31,6 +36,28 @@ def test_the_only_tree_needs_no_name_and_events_is_preferred(write_tree, tmp_pat
         for tree in ("Runs", "Events"):
             file.mktree(tree, {"x": np.float32}).extend({"x": np.ones(2, np.float32)})
     assert open_events(str(path)).tree == "Events"
+
+
+@pytest.mark.parametrize(
+    ("taken", "others"),
+    [
+        ("Events", ("Runs", "LuminosityBlocks", "events")),
+        ("events", ("metadata", "other")),
+        ("dir/CollectionTree", ("MetaData", "POOL")),
+        ("Delphes", ("LHEF",)),
+        ("nominal", ("sumWeights", "podio_metadata")),
+    ],
+)
+def test_of_several_trees_that_of_the_events_is_taken(
+    tmp_path: Path, taken: str, others: tuple[str, ...]
+) -> None:
+    path = tmp_path / "several.root"
+    with uproot.recreate(path) as file:
+        for tree in (*others, taken):
+            file.mktree(tree, {"x": np.float32})
+    events = open_events(str(path))
+    assert (events.tree, events.beside) == (taken, others)
+    assert open_events(str(path), others[0]).beside == ()
 
 
 def test_a_tree_may_lie_in_a_folder_of_the_file(tmp_path: Path) -> None:
@@ -157,6 +184,14 @@ def test_a_branch_says_who_counts_it_and_how_large_it_is(write_tree) -> None:
     assert counted["nJet_pt"].tolist() == counted["Jet_pt"].counts.tolist()
 
 
+def test_members_of_split_objects_are_not_taken_for_what_counts_them(real_data: Path) -> None:
+    events = open_events(str(real_data / "other_real/treemaker.root"))
+    assert events.branches["Electrons.fCoordinates.fPt"].counter is None
+    assert {branch.counter for branch in events.branches.values()} & set(events.branches) <= {
+        name for name, branch in events.branches.items() if branch.kind == "flat"
+    }
+
+
 def test_clusters_are_those_that_the_branches_share(corner: Path) -> None:
     events = open_events(str(corner / "uproot-small-dy-nooffsets.root"))
     assert events.boundaries(["Jet_pt", "Jet_jetId"]) == (0, 200, 397, 400, 501)
@@ -183,16 +218,138 @@ def test_branches_in_branches_go_by_their_own_names_unless_two_bear_the_same(rea
     }
 
 
-def test_of_two_branches_of_one_name_the_first_is_read(real_data: Path) -> None:
-    events = open_events(str(real_data / "sigbkg/MVA_Radion_M-260.root"))
-    assert events.branches["dR_genl1l2"].kind == "flat"
-    assert events.left_out == {"dR_genl1l2;2": "float, another branch of that name"}
+def test_of_two_branches_of_one_name_both_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "twins.root"
+    with uproot.recreate(path, compression=None) as file:
+        tree = file.mktree("t", {"one_x": "f4", "two_x": "f4", "y": "f4"})
+        tree.extend(
+            {"one_x": np.arange(3, dtype="f4"), "two_x": -np.arange(3, dtype="f4"), "y": np.ones(3, "f4")}
+        )
+    path.write_bytes(path.read_bytes().replace(b"two_x", b"one_x"))
+    events = open_events(str(path))
+    assert list(events.branches) == ["one_x", "one_x;2", "y"]
+    assert read(events, "one_x;2", "one_x")["one_x;2"].tolist() == [0, -1, -2]
+    assert read(events, "one_x")["one_x"].tolist() == [0, 1, 2]
+
+
+def test_of_two_branches_of_objects_with_one_name_both_are_read(cases: Path) -> None:
+    """Delphes' generator may write ``Particle``, beside Delphes' own."""
+    path = cases / "streaming/delphes_two_particle.root"
+    events = open_events(str(path), "Delphes", nested="flatten")
+    columns = read(events, *events.branches, stop=events.entries)
+    with uproot.open(path) as file:
+        own, other = (branch for branch in file["Delphes"].branches if branch.name == "Particle")
+        for name, branch in {
+            "Particle.BTag": other["Particle.BTag"],
+            "Particle.PID": own["Particle.PID"],
+            "Particle/Particle.PT": own["Particle.PT"],
+            "Particle/Particle.PT;2": other["Particle.PT"],
+        }.items():
+            assert to_awkward(columns[name]).tolist() == branch.array().tolist()
+    assert not any("fBits" in name for name in events.branches)
+    assert "references" in events.left_out["Jet.fBits"]
+
+
+@pytest.mark.parametrize(
+    ("file", "tree", "why"),
+    [
+        ("struct_array.root", "T", dict.fromkeys(("point.x", "point.y"), "array of leaf lists")),
+        (
+            "tbase.root",
+            "tree",
+            {"d1": "D1", "d2": "uproot cannot describe it: field 'I32' occurs more than once"},
+        ),
+    ],
+)
+def test_what_uproot_cannot_describe_is_left_out_with_its_reason(
+    file: str, tree: str, why: dict[str, str]
+) -> None:
+    events = open_events(str(DATA / file), tree)
+    assert (dict(events.branches), set(events.left_out)) == ({}, set(why))
+    for name, reason in why.items():
+        assert reason in events.left_out[name]
+        with pytest.raises(
+            DataError, match=rf"branch '{name}' in .*{file}.* is no numeric branch \(.*{re.escape(reason)}"
+        ):
+            read(events, name)
+
+
+def test_a_branch_that_uproot_stumbles_over_does_not_keep_others_from_being_read(
+    write_tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(write_tree())
+    whole = uproot.TBranch.interpretation
+
+    def stumbles(branch: uproot.TBranch) -> object:  # as at classes that uproot itself cannot write
+        if branch.name == "MET_pt":
+            raise RuntimeError("I shouldn't be here")
+        return whole.fget(branch)
+
+    monkeypatch.setattr(uproot.TBranch, "interpretation", property(stumbles))
+    events = open_events(path)
+    assert events.left_out == {"MET_pt": "uproot cannot describe it: I shouldn't be here"}
+    assert len(read(events, *events.branches)) == 5
+
+
+def test_lists_of_arrays_of_truncated_numbers_have_as_many_values_as_their_counter_says() -> None:
+    events = open_events(str(DATA / "float16_ndim_slice.root"), "tree", nested="flatten")
+    counts = read(events, "N")["N"]
+    # the first pass would take it for the number of values
+    assert events.branches["SliD16"].counter is events.branches["SliF64"].counter is None
+    column = read(events, "SliD16")["SliD16"]
+    assert isinstance(column, Jagged)
+    assert column.counts.tolist() == (24 * counts).tolist()
+    # small whole numbers, which any of these types holds
+    for name in ("SliD16", "SliD32"):
+        values = read(events, name, "SliF64", start=1)
+        for own, exact in zip(*(to_awkward(one) for one in values.values()), strict=True):
+            assert own.tolist() == exact.tolist()
+
+
+def test_what_uproot_reads_must_have_as_many_values_as_its_counter_says(tmp_path: Path) -> None:
+    path = Path(shutil.copy(DATA / "float16_ndim_slice.root", tmp_path))
+    with uproot.open(path) as file:
+        [seek], [size] = (file["tree"]["N"].member(name)[:1] for name in ("fBasketSeek", "fBasketBytes"))
+    content = bytearray(path.read_bytes())
+    assert content[seek + size - 8 : seek + size] == bytes([0, 0, 0, 1, 0, 0, 0, 2])
+    content[seek + size - 1] = 3
+    path.write_bytes(content)
+    events = open_events(str(path), "tree", nested="flatten")
+    for name in ("SliD16", "SliF64"):
+        with pytest.raises(FileUnreadableError, match=rf"branch '{name}'.*as many values as 'N' counts"):
+            read(events, name)
 
 
 def test_the_leaves_of_a_leaf_list_are_columns(corner: Path) -> None:
     events = open_events(str(corner / "tree_with_custom_struct.root"))
     assert list(events.branches) == ["myints.MyInt1", "myints.MyInt2", "myints.MyInt3"]
     assert read(events, "myints.MyInt2", stop=3)["myints.MyInt2"].dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("file", "tree", "vectors"),
+    [("uproot-HZZ-objects.root", "events", "muonp4"), ("Jagged_TLorentzVector.root", "t1", "LVs")],
+)
+def test_lorentz_vectors_are_columns_by_component(corner: Path, file: str, tree: str, vectors: str) -> None:
+    events = open_events(str(corner / file), tree)
+    with uproot.open(corner / file) as opened:
+        want = opened[tree][vectors].array()
+    assert vectors not in {**events.branches, **events.left_out}
+    names = [f"{vectors}.{name}" for name in ("pt", "eta", "phi", "mass", "energy", "fP.fX", "fE")]
+    columns = read(events, *names, start=1)
+    pt, eta, phi, mass, energy, x, e = (to_awkward(columns[name]) for name in names)
+    assert x.tolist() == want.fP.fX[1:].tolist()
+    assert e.tolist() == energy.tolist() == want.fE[1:].tolist()
+    momentum = want.fP[1:]
+    for got, formula in {
+        "pt": (pt, np.hypot(momentum.fX, momentum.fY)),
+        "eta": (eta, np.arcsinh(momentum.fZ / np.hypot(momentum.fX, momentum.fY))),
+        "phi": (phi, np.arctan2(momentum.fY, momentum.fX)),
+        "energy": (np.sqrt(mass**2 + (pt * np.cosh(eta)) ** 2), energy),
+    }.values():
+        np.testing.assert_allclose(ak.flatten(got), ak.flatten(formula), rtol=1e-6)
+    with pytest.raises(DataError, match=rf"'{vectors}' in .* Choose of its parts: {vectors}.fP.fX"):
+        read(events, vectors)
 
 
 def test_threads_that_want_the_same_file_share_what_one_of_them_opens(write_tree) -> None:
