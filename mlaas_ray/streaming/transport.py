@@ -236,8 +236,8 @@ class RemoteBytes:
         """Do something with the open file, at one place after the other, until it succeeds."""
         urls = self._source.urls
         failed: dict[int, Fault] = {}
-        began, tries = time.monotonic(), 0
-        lost = 0.0  # when the first attempt failed
+        lost = began = time.monotonic()
+        tries = 0
         while True:
             place = self._place
             opened = self._open()
@@ -246,7 +246,6 @@ class RemoteBytes:
                 result = action(handle)
             except Fault as fault:
                 self._drop(opened)
-                lost = lost or time.monotonic()
                 waited = time.monotonic() - began if fault.kind == "refused" else 0.0
                 if fault.may_pass and tries < self._attempts and waited < PATIENCE:
                     self._pause(urls[place], fault, tries)

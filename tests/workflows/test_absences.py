@@ -73,7 +73,8 @@ def test_a_server_that_comes_back_costs_a_pause_that_is_told(
 
     def on_epoch(report: EpochReport) -> None:
         if report.epoch == 2:
-            trips.append(threading.Thread(target=server.away, args=(15.0,)))
+            # XrdCl itself gets over half of that
+            trips.append(threading.Thread(target=server.away, args=(40.0,)))
             trips[0].start()
 
     package = train(
