@@ -19,6 +19,7 @@ TTREE = "TTree"
 RNTUPLE = "ROOT::RNTuple"
 # Written before version 1 of the format, which readers since then do not know.
 EXPERIMENTAL_RNTUPLE = "ROOT::Experimental::RNTuple"
+_FOLDERS = ("TDirectory", "TDirectoryFile")
 _TREES = (TTREE, "TNtuple", "TNtupleD", RNTUPLE, EXPERIMENTAL_RNTUPLE)
 
 
@@ -67,7 +68,8 @@ def find_tree(file: Any, path: str, tree: str | None) -> tuple[str, str]:
     Args:
         file: The open file.
         path: Its path or URL, for messages.
-        tree: The tree's name, with its folders; None for the only one, or ``Events`` among several.
+        tree: The tree's name, with its folders, or a folder's; None for all of the file. Of what is no tree
+            the only one in it, or ``Events`` among several.
 
     Returns:
         Its name, and its class.
@@ -76,10 +78,13 @@ def find_tree(file: Any, path: str, tree: str | None) -> tuple[str, str]:
         TreeMissingError: When there is no such tree; names those there are.
     """
     with naming(path):
-        name = tree.strip("/") if tree else _only_tree(file, path)
+        name = (tree or "").strip("/") or _only_tree(file, path)
         try:
-            kind = file.classname_of(name)
-        except KeyError:
+            kind = file.key(name).classname()
+            if kind in _FOLDERS:
+                name = _only_tree(file, path, name)
+                kind = file.key(name).classname()
+        except (KeyError, AttributeError):  # the latter where what should be a folder is none
             raise TreeMissingError(f"{path} holds no tree {name!r}", _offer(file)) from None
         if kind not in _TREES:
             raise TreeMissingError(f"{name!r} in {path} is a {kind}, no tree", _offer(file))
@@ -90,13 +95,18 @@ def _trees(file: Any) -> list[str]:
     return list(dict.fromkeys(file.keys(cycle=False, filter_classname=lambda kind: kind in _TREES)))
 
 
-def _only_tree(file: Any, path: str) -> str:
-    trees = _trees(file)
-    if len(trees) == 1 or "Events" in trees:
-        return "Events" if "Events" in trees else trees[0]
+def _only_tree(file: Any, path: str, folder: str = "") -> str:
+    """Return the tree that is meant where a file, or a folder of it, is named alone."""
+    start = f"{folder}/" if folder else ""
+    trees = [name for name in _trees(file) if name.startswith(start)]
+    if len(trees) == 1 or f"{start}Events" in trees:
+        return trees[0] if len(trees) == 1 else f"{start}Events"
+    where = f"the folder {folder!r} of {path}" if folder else path
     if not trees:
-        raise TreeMissingError(f"{path} holds no tree", f"Give a file that does; it holds: {_contents(file)}")
-    raise TreeMissingError(f"{path} holds several trees", f"Name one of: {', '.join(trees[:10])}")
+        raise TreeMissingError(
+            f"{where} holds no tree", f"Give a file that does; it holds: {_contents(file)}"
+        )
+    raise TreeMissingError(f"{where} holds several trees", f"Name one of: {', '.join(trees[:10])}")
 
 
 def _offer(file: Any) -> str:
