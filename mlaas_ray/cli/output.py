@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
@@ -236,7 +238,7 @@ def _within(picture: str, width: int | None) -> str:
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Give a command its manner of failing: one line for what the user can mend, no traceback."""
+    """Give a command its manner of failing: one line, and no traceback."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -248,8 +250,24 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             err.print("stopped")
             raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            fail(_unforeseen(error))
 
     return run
+
+
+def _unforeseen(error: Exception) -> MlaasError:
+    """Describe an error that nobody has given words; its traceback goes to a file."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return MlaasError(f"{error.filename}: {error.strerror}", "Check the path and its permissions")
+    with tempfile.NamedTemporaryFile("w", prefix="mlaas-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    *_, last = ["", *str(error).strip().splitlines()]
+    return MlaasError(
+        f"{type(error).__name__}: {last}", f"This should not happen; please report it with {file.name}"
+    )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,16 +126,16 @@ def predict(
 def _is_file(events: str) -> bool:
     """Tell a file that is read entry by entry from a JSON document."""
     from mlaas_ray.streaming.formats import format_of
+    from mlaas_ray.streaming.sources import file_names
 
     if events == "-" or events.lower().endswith(".json"):
         return False
-    if "://" in events or format_of(events) is not None:
-        return True
-    try:
-        with Path(events).open("rb") as file:
+    for name in file_names(events):
+        if "://" in name or format_of(name) is not None:
+            return True
+        with suppress(OSError), Path(name).open("rb") as file:
             return file.read(4) == b"root"
-    except OSError:
-        return False
+    return False
 
 
 def _predict_file(

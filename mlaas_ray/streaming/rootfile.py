@@ -25,6 +25,7 @@ _OF_EVENTS = ("Events", "events", "CollectionTree", "EventData", "Delphes")
 _OF_OTHERS = re.compile(
     r"Runs?|Lumi\w*|(\w+_)?(?i:metadata)\w*|ParameterSets|Parentage|DataHeader\w*|EventTag|sumWeights|##\w*"
 )
+_FOLDERS = ("TDirectory", "TDirectoryFile")
 _TREES = (TTREE, "TNtuple", "TNtupleD", RNTUPLE, EXPERIMENTAL_RNTUPLE)
 
 
@@ -76,7 +77,8 @@ def find_tree(file: Any, path: str, tree: str | None) -> tuple[str, str]:
     Args:
         file: The open file.
         path: Its path or URL, for messages.
-        tree: The tree's name, with its folders; None for the only one, or that of the events among several.
+        tree: The tree's name, with its folders, or a folder's; None for all of the file. Of what is no tree
+            the only one in it is taken, or that of the events among several.
 
     Returns:
         Its name, and its class.
@@ -85,10 +87,13 @@ def find_tree(file: Any, path: str, tree: str | None) -> tuple[str, str]:
         TreeMissingError: When there is no such tree; names those there are.
     """
     with naming(path):
-        name = tree.strip("/") if tree else _only_tree(file, path)
+        name = (tree or "").strip("/") or _only_tree(file, path)
         try:
-            kind = file.classname_of(name)
-        except KeyError:
+            kind = file.key(name).classname()
+            if kind in _FOLDERS:
+                name = _only_tree(file, path, name)
+                kind = file.key(name).classname()
+        except (KeyError, AttributeError):  # the latter where what should be a folder is none
             raise TreeMissingError(f"{path} holds no tree {name!r}", _offer(file)) from None
         if kind not in _TREES:
             raise TreeMissingError(f"{name!r} in {path} is a {kind}, no tree", _offer(file))
@@ -99,17 +104,25 @@ def _trees(file: Any) -> list[str]:
     return list(dict.fromkeys(file.keys(cycle=False, filter_classname=lambda kind: kind in _TREES)))
 
 
-def _only_tree(file: Any, path: str) -> str:
-    trees = _trees(file)
+def _only_tree(file: Any, path: str, folder: str = "") -> str:
+    """Return the tree that is meant where a file, or a folder of it, is named alone."""
+    start = f"{folder}/" if folder else ""
+    trees = [name for name in _trees(file) if name.startswith(start)]
     own = {tree: tree.rpartition("/")[2] for tree in trees}
-    called = [[name] if name in trees else [t for t in trees if own[t] == name] for name in _OF_EVENTS]
+    called = [
+        [start + name] if start + name in trees else [tree for tree in trees if own[tree] == name]
+        for name in _OF_EVENTS
+    ]
     others = [tree for tree in trees if not _OF_OTHERS.fullmatch(own[tree])]
     for only in (trees, *called, others):
         if len(only) == 1:
             return only[0]
+    where = f"the folder {folder!r} of {path}" if folder else path
     if not trees:
-        raise TreeMissingError(f"{path} holds no tree", f"Give a file that does; it holds: {_contents(file)}")
-    raise TreeMissingError(f"{path} holds several trees", f"Name one of: {', '.join(trees[:10])}")
+        raise TreeMissingError(
+            f"{where} holds no tree", f"Give a file that does; it holds: {_contents(file)}"
+        )
+    raise TreeMissingError(f"{where} holds several trees", f"Name one of: {', '.join(trees[:10])}")
 
 
 def _offer(file: Any) -> str:

@@ -29,6 +29,8 @@ from mlaas_ray.inference.runtimes import load_runtime, predict
 from mlaas_ray.repository import Repository
 from mlaas_ray.streaming.events import Events, open_events
 from mlaas_ray.streaming.plan import cut
+from mlaas_ray.streaming.source import Source
+from mlaas_ray.streaming.sources import find_sources
 
 # Name of the tree in a ROOT file of scores.
 TREE = "scores"
@@ -148,11 +150,12 @@ def score_file(
     The output has its name only when it is whole.
 
     Args:
-        path: A file, also remote: ROOT (TTree or RNTuple), Parquet, CSV or JSON lines.
+        path: A file, also remote: ROOT (TTree or RNTuple), Parquet, CSV or JSON lines; named as for
+            :func:`.find_sources`.
         scorer: The model.
         output: ``.root``, for one tree ``scores``, or ``.parquet``; left out, a file of the format of the
             input in the working folder, named like it and the model.
-        tree: Name of the tree; None for the only one, or that of the events.
+        tree: Name of the tree; None for that named with the file, the only one, or that of the events.
         force: Whether an output that is there is overwritten.
         told: Called with the entries done, and those there are.
 
@@ -160,7 +163,9 @@ def score_file(
         DataError: Naming the file, tree and branch that cannot be used.
         JobError: When the output cannot be written.
     """
-    events, names = _opened(path, tree, scorer)
+    source = _found(path)
+    events, names = _opened(source, tree, scorer)
+    path = source.path
     output = output or _beside(path, events, scorer)
     # before the model is started, and after XRootD is loaded: docs/decisions/0002-xrootd-before-tensorflow.md
     _check_output(output, path, force)
@@ -200,17 +205,24 @@ def _known(features: FeatureSpec | None, model: str) -> FeatureSpec:
     return features
 
 
-def _opened(path: str, tree: str | None, scorer: Scorer) -> tuple[Events, list[str]]:
+def _found(name: str) -> Source:
+    sources = find_sources(name)
+    if len(sources) > 1:
+        raise JobError(f"{name} names {len(sources)} files", "Score one after the other")
+    return sources[0]
+
+
+def _opened(source: Source, tree: str | None, scorer: Scorer) -> tuple[Events, list[str]]:
     """Open a file, and return it with the branches that the model needs."""
     names = sorted(needed_branches(scorer.features))
-    events = open_events(path, tree)
+    events = open_events(source, tree)
     lacking = [name for name in names if name not in events.branches]
     if lacking and any(name in events.left_out for name in lacking):
         # a model that was trained with reading.nested: flatten
-        events = open_events(path, tree, nested="flatten")
+        events = open_events(source, tree, nested="flatten")
         lacking = [name for name in names if name not in events.branches]
     if lacking:
-        where = f"{path}, tree {events.tree!r}" if events.tree else path
+        where = f"{source}, tree {events.tree!r}" if events.tree else source.path
         listed = ", ".join(map(repr, lacking[:5])) + (
             f", … ({len(lacking)} in all)" if len(lacking) > 5 else ""
         )

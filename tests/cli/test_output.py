@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -156,3 +157,33 @@ def test_help_shows_flags_without_a_type_and_fits_80_columns(command: list[str])
     for line, following in itertools.pairwise(text[3:]):
         if line.strip() and following.strip() and not line.startswith("     ") and "Usage" not in line:
             assert len(line.rstrip()) + len(following.split()[0]) > 77, (line, following)
+
+
+def test_an_error_nobody_foresaw_is_one_line_with_its_traceback_in_a_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    @output.command
+    def broken() -> None:
+        raise ValueError("first line\n  and the last")
+
+    with pytest.raises(typer.Exit) as ended:
+        broken()
+    (file,) = tmp_path.iterdir()
+    assert ended.value.exit_code == 2
+    assert " ".join(capsys.readouterr().err.split()) == (
+        f"error: ValueError: and the last. This should not happen; please report it with {file}."
+    )
+    assert file.read_text().startswith("Traceback (most recent call last):")
+
+
+def test_an_error_of_the_disk_names_the_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    @output.command
+    def broken() -> None:
+        tmp_path.read_bytes()
+
+    with pytest.raises(typer.Exit):
+        broken()
+    said = f"error: {tmp_path}: Is a directory. Check the path and its permissions."
+    assert " ".join(capsys.readouterr().err.split()) == said

@@ -116,7 +116,7 @@ def test_a_file_of_events_is_scored_entry_by_entry(served, data):
 def test_a_model_of_a_folder_needs_no_service(onnx_package, data, tmp_path):
     repository = Repository(tmp_path / "models")
     repository.publish(onnx_package)
-    options = ["--events", "data.root", "--tree", "Events", "--repository", repository.root]
+    options = ["--events", "data.root:Events", "--repository", repository.root]
     assert "toy:1: 1,000 events" in mlaas("--url", "http://127.0.0.1:1", *options).output
     with uproot.open("data_toy_scores.root") as file:
         np.testing.assert_allclose(file["scores"]["score"].array(), data, rtol=1e-5)

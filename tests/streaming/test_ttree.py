@@ -60,6 +60,32 @@ def test_of_several_trees_that_of_the_events_is_taken(
     assert open_events(str(path), others[0]).beside == ()
 
 
+def test_the_name_of_a_folder_stands_for_the_tree_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "folders.root"
+    with uproot.recreate(path) as file:
+        for tree in ("one/deep/tree", "two/a", "two/b", "three/Events", "three/Runs"):
+            file.mktree(tree, {"x": np.float32}).extend({"x": np.ones(2, np.float32)})
+        file["none/h"] = np.histogram([1.0, 2.0])
+    for folder, tree in (
+        ("one", "one/deep/tree"),
+        ("one/deep", "one/deep/tree"),
+        ("/one/deep/", "one/deep/tree"),
+        ("three", "three/Events"),
+    ):
+        events = open_events(str(path), folder)
+        assert (events.tree, events.entries) == (tree, 2)
+    with pytest.raises(
+        TreeMissingError, match=r"folder 'two' of .* holds several trees. Name one of: two/a, two/b"
+    ):
+        open_events(str(path), "two")
+    with pytest.raises(TreeMissingError, match=r"holds no tree 'one/deep/tree/x'.*Its trees: one/deep/tree"):
+        open_events(str(path), "one/deep/tree/x")
+    with pytest.raises(TreeMissingError, match=r"folder 'none' of .* holds no tree"):
+        open_events(str(path), "none")
+    with pytest.raises(TreeMissingError, match=r"folders.root holds several trees"):
+        open_events(str(path), "/")
+
+
 def test_a_tree_may_lie_in_a_folder_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "nested.root"
     with uproot.recreate(path) as file:

@@ -174,6 +174,18 @@ def test_a_friend_tree_stands_beside_its_tree(tmp_path: Path) -> None:
         np.testing.assert_allclose(friend["scores"]["score"].array(), wanted(arrays), rtol=2e-6)
 
 
+def test_one_file_is_scored_which_may_be_named_with_its_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA", str(tmp_path))
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.root", made(30), tree="nominal")
+    done = score_file("$DATA/a.root:nominal", scorer(), Path("out.root"))
+    assert (done.tree, done.events) == ("nominal", 30)
+    with pytest.raises(JobError, match=r"\[ab\].root names 2 files"):
+        score_file("[ab].root", scorer(), Path("more.root"))
+
+
 @pytest.mark.parametrize(
     ("outputs", "task", "names"),
     [
