@@ -194,7 +194,8 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     spread = census.spread
 
     def noted(function: Any, calls: Any, **options: Any) -> Any:
-        sent.append(len(calls))
+        if options["description"] == "census":  # and not the first pass's look at the selection
+            sent.append(len(calls))
         return spread(function, calls, **options)
 
     monkeypatch.setattr(census, "spread", noted)
