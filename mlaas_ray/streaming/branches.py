@@ -26,7 +26,8 @@ def choose(
         branches: The branches that can be columns, and what is defined.
         left_out: The other branches with their types.
         where: The file and tree, for messages.
-        include: Names or globs; None for every branch that can be a column.
+        include: Names or globs; None for every branch that can be a column. A second branch of one name,
+            ``name;2``, wants its own name, or a glob with ``;``: others would not expect it.
         exclude: Names or globs to leave out.
         lenient: Whether names and globs may match nothing here, as other files may have what they name.
 
@@ -34,7 +35,7 @@ def choose(
         BranchMissingError: When a name or glob of ``include`` matches nothing, or nothing is left.
         DataError: When a branch was named that cannot be a column.
     """
-    wanted = list(branches) if include is None else []
+    wanted = list(_matches("*", branches)) if include is None else []
     for pattern in include or []:
         matches = list(_matches(pattern, branches))
         if not matches:
@@ -68,4 +69,4 @@ def _matches(pattern: str, names: Mapping[str, object]) -> Iterator[str]:
     # A branch's own name first: some hold characters that a glob would take for its own, as "hits[3]" does.
     if pattern in names:
         return iter((pattern,))
-    return (name for name in names if fnmatchcase(name, pattern))
+    return (name for name in names if fnmatchcase(name, pattern) and (";" in pattern or ";" not in name))

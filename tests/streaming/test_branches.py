@@ -36,3 +36,11 @@ def test_excluding_everything_is_refused() -> None:
 def test_a_file_may_lack_what_others_have() -> None:
     assert choose(KINDS, {}, "here", ["Tau_*", "MET_pt"], [], lenient=True) == {"MET_pt": "flat"}
     assert choose(KINDS, {}, "here", ["Tau_*"], [], lenient=True) == {}
+
+
+def test_a_second_branch_of_one_name_is_read_where_it_is_named_so() -> None:
+    branches = {"x": 1, "x;2": 2, "y": 3}
+    assert choose(branches, {}, "a.root", None, []) == {"x": 1, "y": 3}
+    assert choose(branches, {}, "a.root", ["x*"], []) == {"x": 1}
+    assert choose(branches, {}, "a.root", ["x;2"], []) == {"x;2": 2}
+    assert choose(branches, {}, "a.root", ["x;*"], []) == {"x;2": 2}
