@@ -130,11 +130,14 @@ class Reader:
     @cached_property
     def names(self) -> tuple[tuple[str, ...], ...]:
         """The branches read, of the files of each dataset."""
-        features = () if self.bare else tuple(feature.name for feature in self.features.features)
-        return tuple(
-            tuple(sorted(needed_branches(self.features, (*features, *truth.names)) | set(self.key)))
-            for truth in self.truths
-        )
+        every = tuple(feature.name for feature in self.features.features)
+
+        def needed(*names: str) -> set[str]:
+            return needed_branches(self.features, names) | set(self.key)
+
+        asked = [needed(*(() if self.bare else every), *truth.names) for truth in self.truths]
+        # a selection that names no branch still wants to know how many events there are
+        return tuple(tuple(sorted(names or needed(*every[:1]))) for names in asked)
 
     def tables(self, blocks: Iterable[Block], *, threads: int = 1) -> Iterator[pa.Table]:
         """Read blocks: one table each, in their order, the bytes of the next ones fetched meanwhile.

@@ -131,6 +131,7 @@ class Ledger:
             return
         if begins:
             known.append(absence)
+        if begins and absence.seconds < absence.patience:
             self._lines.append(
                 f"{absence.server}: {absence.fault}; waiting for it, {absence.patience:g} s at most"
             )

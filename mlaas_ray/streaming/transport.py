@@ -310,15 +310,15 @@ class RemoteBytes:
         urls, seconds = self._source.urls, time.monotonic() - lost
         servers = [urlsplit(urls[at]).netloc for at, why in failed.items() if why.may_pass]
         server = next((one for one in servers if one in _KNOWN), "")
-        left = self._source.patience - seconds if server else 0.0
+        patience = self._source.patience if server else 0.0
+        if patience:
+            fault = next(why for why in failed.values() if why.may_pass)
+            self._away = server
+            self._tell(Absence(server, str(fault), seconds, patience))
+        left = patience - seconds
         if left <= 0:
             told = [(urls[at], why) for at, why in failed.items()]
-            raise _explain(
-                self._source, told, waited=seconds if self._source.patience and server else 0.0
-            ) from None
-        fault = next(why for why in failed.values() if why.may_pass)
-        self._away = server
-        self._tell(Absence(server, str(fault), seconds, self._source.patience))
+            raise _explain(self._source, told, waited=seconds if patience else 0.0) from None
         with self._lock:
             self.retries += 1
         time.sleep(min(left, LONGEST_PAUSE, PAUSE + seconds))

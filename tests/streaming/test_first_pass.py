@@ -314,3 +314,10 @@ def test_large_files_are_measured_by_several_tasks_alike(write_tree, monkeypatch
     assert first.events == whole.events == 1000
     (plain,) = survey.survey(samples, request, None, [None], False)
     assert plain.events == 1000
+
+
+def test_a_selection_may_name_no_branch(write_tree) -> None:
+    samples = [Sample(write_tree())]
+    assert first_pass(samples, Inputs(select="1 > 0")).features.select == "1 > 0"
+    with pytest.raises(EmptyDataError, match="no event passes the selection"):
+        first_pass(samples, Inputs(select="1 < 0"))
