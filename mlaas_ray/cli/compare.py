@@ -9,7 +9,6 @@ import typer
 
 from mlaas_ray.cli.completion import model_names
 from mlaas_ray.cli.output import (
-    DUPLICATES_ALLOWED,
     Address,
     AllowDuplicates,
     Json,
@@ -18,6 +17,7 @@ from mlaas_ray.cli.output import (
     number,
     table,
     tell,
+    with_duplicates,
 )
 from mlaas_ray.cli.train import Set, Where
 from mlaas_ray.cli.training import Display
@@ -56,7 +56,7 @@ def compare(
         from mlaas_ray.workflows import Job
         from mlaas_ray.workflows import compare as run
 
-        job = Job.load(data, [*(changes or []), *([DUPLICATES_ALLOWED] if allow_duplicates else [])])
+        job = Job.load(data, with_duplicates(changes, allow_duplicates))
         packages = [_found(name, job, repository) for name in (first, second)]
         found = run(packages[0], packages[1], job, address=address, on_stage=display.begins)
     if json:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mlaas_ray.cli.output import (
-    DUPLICATES_ALLOWED,
     Address,
     AllowDuplicates,
     Json,
@@ -16,6 +15,7 @@ from mlaas_ray.cli.output import (
     emit,
     facts,
     tell,
+    with_duplicates,
 )
 from mlaas_ray.cli.training import Display
 
@@ -43,7 +43,7 @@ def materialize(
         from mlaas_ray.workflows.materialize import JOB, RECORD, materialize_job
 
         record = materialize_job(
-            Job.load(job, [DUPLICATES_ALLOWED] if allow_duplicates else []),
+            Job.load(job, with_duplicates(None, allow_duplicates)),
             output,
             address=address,
             on_stage=display.begins,

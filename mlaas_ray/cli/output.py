@@ -56,8 +56,11 @@ AllowDuplicates = Annotated[
     bool,
     typer.Option("--allow-duplicates", help="Read a file twice that is named twice, linked or copied."),
 ]
-# The same, as a change of a job.
-DUPLICATES_ALLOWED = "reading.allow_duplicates=true"
+
+
+def with_duplicates(changes: list[str] | None, allowed: bool) -> list[str]:
+    """Return the changes of a job, and that which ``--allow-duplicates`` makes."""
+    return [*(changes or []), *(["reading.allow_duplicates=true"] if allowed else [])]
 
 
 def _print_version(wanted: bool) -> None:

@@ -13,7 +13,6 @@ import typer
 
 from mlaas_ray.cli.completion import job_keys, model_names
 from mlaas_ray.cli.output import (
-    DUPLICATES_ALLOWED,
     Address,
     AllowDuplicates,
     Json,
@@ -22,6 +21,7 @@ from mlaas_ray.cli.output import (
     facts,
     say,
     tell,
+    with_duplicates,
 )
 from mlaas_ray.cli.training import Display
 from mlaas_ray.core.errors import JobError
@@ -103,7 +103,7 @@ def train(
         raise JobError("there is no job to train", "Give a job file, or --resume RUN")
     if resume is not None and first is not None:
         raise JobError("a run that goes on has weights of its own", "Leave out --from")
-    changes = [*(changes or []), *([DUPLICATES_ALLOWED] if allow_duplicates else [])]
+    changes = with_duplicates(changes, allow_duplicates)
     with Display() as display, _stoppable(display):
         from mlaas_ray.workflows import Job, published_if_wanted
         from mlaas_ray.workflows import resume as go_on

@@ -49,7 +49,7 @@ class Absence:
     Attributes:
         server: ``host:port``.
         fault: What became of the last attempt.
-        seconds: Since the first that failed.
+        seconds: Since the first attempt that failed began.
         patience: Seconds that it is waited for.
         over: Whether it is back.
         tries: How often it was asked meanwhile, where that is known.
@@ -305,20 +305,20 @@ class RemoteBytes:
         """Wait before all places are asked again, if one of them answered before and may come back.
 
         Raises:
-            FileUnreadableError: When there is none, or it has been waited for long enough.
+            FileMissingError: When no place has the file.
+            FileUnreadableError: When there is none to wait for, or it has been waited for long enough.
         """
-        urls, seconds = self._source.urls, time.monotonic() - lost
-        servers = [urlsplit(urls[at]).netloc for at, why in failed.items() if why.may_pass]
-        server = next((one for one in servers if one in _KNOWN), "")
-        patience = self._source.patience if server else 0.0
-        if patience:
-            fault = next(why for why in failed.values() if why.may_pass)
-            self._away = server
-            self._tell(Absence(server, str(fault), seconds, patience))
+        seconds, patience = time.monotonic() - lost, 0.0
+        told = [(self._source.urls[at], why) for at, why in failed.items()]
+        servers = ((urlsplit(url).netloc, why) for url, why in told if why.may_pass)
+        away = next((one for one in servers if one[0] in _KNOWN), None)
+        if away is not None and self._source.patience:
+            patience = self._source.patience
+            self._away = away[0]
+            self._tell(Absence(away[0], str(away[1]), seconds, patience))
         left = patience - seconds
         if left <= 0:
-            told = [(urls[at], why) for at, why in failed.items()]
-            raise _explain(self._source, told, waited=seconds if patience else 0.0) from None
+            raise _explain(self._source, told, waited=seconds if patience else 0.0)
         with self._lock:
             self.retries += 1
         time.sleep(min(left, LONGEST_PAUSE, PAUSE + seconds))

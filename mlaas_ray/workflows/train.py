@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,13 +50,11 @@ from mlaas_ray.workflows.resuming import anything_left
 from mlaas_ray.workflows.run_folder import RunFolder, filesystem, scratch
 from mlaas_ray.workflows.spectators import spectators
 from mlaas_ray.workflows.sums import summed
-from mlaas_ray.workflows.waiting import waits_told
+from mlaas_ray.workflows.waiting import told_from, waits_told
 
 RECORD = "record.json"
 PACKAGE = "package"
 TRAINING = "training"
-# Seconds between looks at what servers readers wait for.
-_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -324,21 +321,17 @@ def recorded(
     Meanwhile tell, in a thread, of servers that readers wait for.
     """
     record = new_record(found, job.reading)
-    over = threading.Event()
+    told: list[str] = []
 
-    def watch(told: int = 0) -> None:
-        while tell is not None and not over.wait(_LOOK_S):
-            for line in record.lines(told):
-                tell(line)
-                told += 1
+    def look() -> list[str]:
+        lines = record.lines(len(told))
+        told.extend(lines)
+        return lines
 
-    watching = threading.Thread(target=watch, name="absences", daemon=True)
-    watching.start()
     try:
-        yield record
+        with told_from(look, tell):
+            yield record
     finally:
-        over.set()
-        watching.join()
         run.write(RECORD, json.dumps(record.document(), indent=1))
 
 

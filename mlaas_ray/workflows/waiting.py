@@ -35,23 +35,43 @@ def waits_told(tell: Callable[[str], None] | None) -> Iterator[None]:
     Args:
         tell: Is given a line, in a thread of this process; None for nobody.
     """
+    begun, told = None, -_AGAIN_S
+
+    def look() -> list[str]:
+        nonlocal begun, told
+        line = waited_for()
+        now = time.monotonic()
+        begun = None if line is None else begun or now
+        if line is None or begun is None or now - begun < _PATIENCE_S or now - told < _AGAIN_S:
+            return []
+        told = now
+        return [line]
+
+    with told_from(look, tell):
+        yield
+
+
+@contextlib.contextmanager
+def told_from(look: Callable[[], list[str]], tell: Callable[[str], None] | None) -> Iterator[None]:
+    """Look again and again while a block runs on Ray, and tell what lines that gives.
+
+    Args:
+        look: Asks the cluster for lines that were not told before.
+        tell: Is given each line, in a thread of this process; None for nobody.
+    """
     if tell is None:
         yield
         return
     over = threading.Event()
 
     def watch() -> None:
-        begun, told = None, -_AGAIN_S
         while not over.wait(_LOOK_S):
             try:
-                line = waited_for()
+                lines = look()
             except Exception:  # the cluster is going, or has another version's tables; the run will tell
                 return
-            now = time.monotonic()
-            begun = None if line is None else begun or now
-            if line and begun and now - begun >= _PATIENCE_S and now - told >= _AGAIN_S:
+            for line in lines:
                 tell(line)
-                told = now
 
     thread = threading.Thread(target=watch, name="waiting", daemon=True)
     thread.start()

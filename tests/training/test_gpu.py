@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,26 +34,11 @@ Train = Callable[..., tuple[TrainedModel, set[str]]]
 
 
 @pytest.fixture(scope="module")
-def ray_gpu() -> Iterator[None]:
-    """A Ray that has found this machine's GPU."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=500_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-    )
-    if not ray.cluster_resources().get("GPU"):
-        ray.shutdown()
-        pytest.skip("Ray finds no GPU on this machine")
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def train(ray_gpu: None, toy_features: FeatureSpec, tmp_path_factory: pytest.TempPathFactory) -> Train:
+def train(ray_local: None, toy_features: FeatureSpec, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """``train(framework, model, **settings)``: a trained model, and where its steps were computed."""
+
+    if not ray.cluster_resources().get("GPU"):
+        pytest.skip("Ray finds no GPU on this machine")
 
     def run(framework: str, model: str, **settings: Any) -> tuple[TrainedModel, set[str]]:
         folder = tmp_path_factory.mktemp("gpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import pytest
 import ray
 
 from mlaas_ray.workflows import waiting
-from mlaas_ray.workflows.waiting import waited_for, waits_told
+from mlaas_ray.workflows.waiting import told_from, waited_for, waits_told
 
 pytestmark = pytest.mark.usefixtures("ray_local")  # of four CPUs
 
@@ -83,3 +84,22 @@ def test_a_wait_is_told_when_it_lasts_and_seldom(monkeypatch: pytest.MonkeyPatch
     with waits_told(told.append):
         time.sleep(1.5)
     assert 3 <= len(told) <= 7
+
+
+def test_a_cluster_that_is_gone_is_asked_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_LOOK_S", 0.01)
+    gone = threading.Event()
+    looks = iter([["one", "two"], ["three"]])
+    told: list[str] = []
+
+    def look() -> list[str]:
+        lines = next(looks, None)
+        if lines is None:
+            gone.set()
+            raise ConnectionError("gone")
+        return lines
+
+    with told_from(look, told.append):
+        assert gone.wait(60)
+    # an error that a thread leaves behind would fail the test
+    assert told == ["one", "two", "three"]
