@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from mlaas_ray.streaming.census import Census, take_census
     from mlaas_ray.streaming.materialized import identifiers, materialize
     from mlaas_ray.streaming.planned import PlannedEvents
-    from mlaas_ray.streaming.read import new_record, planned_events, read_events, read_root
+    from mlaas_ray.streaming.read import cluster_events, new_record, planned_events, read_events, read_root
     from mlaas_ray.streaming.record import Record
-    from mlaas_ray.streaming.root_datasource import RootDatasource
+    from mlaas_ray.streaming.root_datasource import ClusterEvents, RootDatasource
     from mlaas_ray.streaming.settings import ReadingSettings
     from mlaas_ray.streaming.sums import sum_over
 
 __all__ = [
     "Census",
+    "ClusterEvents",
     "FirstPass",
     "PlannedEvents",
     "ReadingSettings",
@@ -30,6 +31,7 @@ __all__ = [
     "ScannedFile",
     "SkippedFile",
     "block_schema",
+    "cluster_events",
     "first_pass",
     "identifiers",
     "look_up",
@@ -46,11 +48,13 @@ __all__ = [
 # no Ray, whose import alone takes longer.
 _MODULES = {
     "Census": "census",
+    "ClusterEvents": "root_datasource",
     "PlannedEvents": "planned",
     "ReadingSettings": "settings",
     "Record": "record",
     "RootDatasource": "root_datasource",
     "block_schema": "blocks",
+    "cluster_events": "read",
     "identifiers": "materialized",
     "materialize": "materialized",
     "new_record": "read",

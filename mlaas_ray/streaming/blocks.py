@@ -28,6 +28,19 @@ def block_schema(width: int, targets: int = 1) -> pa.Schema:
     )
 
 
+# Where a row lies in its plan: the block's number, the row's number in it, and how many rows the block has.
+PLACE = ("block", "row", "rows")
+
+
+def placed(table: pa.Table, block: int) -> pa.Table:
+    """Give the rows of a block the columns of :data:`PLACE`: Ray Data cuts blocks, and puts them together."""
+    count = table.num_rows
+    values = (np.full(count, block), np.arange(count), np.full(count, count))
+    for name, column in zip(PLACE, values, strict=True):
+        table = table.append_column(name, pa.array(column.astype(np.int32)))
+    return table
+
+
 def row_bytes(width: int) -> int:
     """Return the bytes of one event in a block."""
     others = (field.type for field in block_schema(width) if field.name != "x")

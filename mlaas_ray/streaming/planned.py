@@ -1,28 +1,22 @@
-"""PlannedEvents: one reading of a plan, block by block; where they are used, or by tasks of the cluster."""
+"""PlannedEvents: one reading of a plan, block by block, in the process that asks for them."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import ray
 
-from mlaas_ray.core.errors import MlaasError
-from mlaas_ray.streaming.plan import BLOCK_BYTES, Plan
+from mlaas_ray.streaming.plan import Plan
 from mlaas_ray.streaming.reading import Block, Reader, planned_entries
 from mlaas_ray.streaming.split import WHOLE, Part
 
-Mode = Literal["block", "plan"]
-
 # Each thread holds a block.
 _MOST_THREADS = 8
-# Of the cluster's object store, what blocks that wait for their consumers may take.
-_STORE_SHARE = 0.3
 
 
 @dataclass
@@ -37,26 +31,18 @@ class PlannedEvents:
         reader: What reads them.
         name: Of this reading in the record.
         part: Part of the events; the others are of another reading.
-        mode: ``plan``: blocks are read in the process that asks for them; ``block``: by Ray tasks, one a
-            block, on the CPUs of the cluster, and come through the object store.
     """
 
     plan: Plan
     reader: Reader
     name: str = "events"
     part: Part = WHOLE
-    mode: Mode = "plan"
 
     def __post_init__(self) -> None:
         self._epoch: tuple[int, list[Block]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_epoch": None}
-
-    @property
-    def by_tasks(self) -> bool:
-        """Whether tasks on the cluster's CPUs read, for which some must be free."""
-        return self.mode == "block"
 
     def prepare(self) -> None:
         """Load what must be loaded first: XRootD before TensorFlow, or the process dies.
@@ -66,20 +52,19 @@ class PlannedEvents:
         from mlaas_ray.streaming.xrootd import load_xrootd
 
         urls = (url for file in self.reader.files for url in file.source.urls)
-        if self.mode == "plan" and any(url.startswith(("root", "xroot")) for url in urls):
+        if any(url.startswith(("root", "xroot")) for url in urls):
             load_xrootd()
 
     def blocks(self, epoch: int) -> int:
         """Return how many blocks an epoch (from 0) has."""
         return len(self.planned(epoch))
 
-    def tables(self, epoch: int, blocks: Sequence[int], *, readers: int = 1) -> Iterator[pa.Table]:
+    def tables(self, epoch: int, blocks: Sequence[int]) -> Iterator[pa.Table]:
         """Read some blocks of an epoch: one table each, in the order asked for, the next ones meanwhile.
 
         Args:
             epoch: Number of the pass over the events, from 0.
             blocks: Indices of blocks, less than :meth:`blocks`.
-            readers: How many processes read at the same time, to share what there is.
 
         Raises:
             DataError: Naming the file, tree and branch that cannot be read, where that is not skipped.
@@ -87,9 +72,7 @@ class PlannedEvents:
         planned = self.planned(epoch)
         self.note(epoch)
         chosen = [planned[index] for index in blocks]
-        if self.mode == "plan":
-            return self.reader.tables(chosen, threads=self.reader.settings.threads or _cpus_here())
-        return _by_tasks(self.reader, chosen, _in_flight(readers))
+        return self.reader.tables(chosen, threads=self.reader.settings.threads or _cpus_here())
 
     def note(self, epoch: int) -> None:
         """Write into the record what an epoch is to read; twice is as good as once."""
@@ -112,41 +95,6 @@ def shared_reader(reader: ray.ObjectRef[Reader]) -> Reader:
     """Return a reader from the object store, once per process: it knows every file."""
     found: Reader = ray.get(reader)
     return found
-
-
-def _by_tasks(reader: Reader, blocks: Sequence[Block], in_flight: int) -> Iterator[pa.Table]:
-    """Read blocks by tasks, some at once; a task whose process or node dies is run again."""
-    shared = [ray.put(reader)]  # in a list, so that Ray does not bring it anew for each task
-    task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(_read)
-    waiting: deque[ray.ObjectRef[pa.Table]] = deque()
-    queue = iter(blocks)
-    while True:
-        while len(waiting) < in_flight and (block := next(queue, None)) is not None:
-            waiting.append(task.remote(shared, block))
-        if not waiting:
-            return
-        # the next one comes to this node while this one is used
-        ray.wait([*waiting][:2], num_returns=1, timeout=0, fetch_local=True)
-        try:
-            table = ray.get(waiting.popleft())
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, MlaasError):
-                raise error.cause from None
-            raise
-        yield table
-        del table
-
-
-def _read(shared: list[ray.ObjectRef[Reader]], block: Block) -> pa.Table:
-    return next(shared_reader(shared[0]).tables([block]))
-
-
-def _in_flight(readers: int) -> int:
-    """Return how many tasks each of some readers may have under way: for every CPU one, and one waiting."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    room = _STORE_SHARE * resources.get("object_store_memory", 0.0) / BLOCK_BYTES / readers
-    wanted = resources.get("CPU", 1.0) / readers + 1
-    return max(2, int(min(wanted, room)))
 
 
 def _cpus_here() -> int:

@@ -15,10 +15,10 @@ from mlaas_ray.streaming.blocks import row_bytes
 from mlaas_ray.streaming.events import Branch
 from mlaas_ray.streaming.first_pass import FirstPass, Sample, ScannedFile, first_pass
 from mlaas_ray.streaming.plan import Extent, Plan
-from mlaas_ray.streaming.planned import Mode, PlannedEvents
+from mlaas_ray.streaming.planned import PlannedEvents
 from mlaas_ray.streaming.reading import Reader, ReadFile
 from mlaas_ray.streaming.record import Record, RecordedFile
-from mlaas_ray.streaming.root_datasource import RootDatasource
+from mlaas_ray.streaming.root_datasource import ClusterEvents, dataset_of
 from mlaas_ray.streaming.scatter import Bounds
 from mlaas_ray.streaming.settings import ReadingSettings
 from mlaas_ray.streaming.sources import Files
@@ -110,23 +110,19 @@ def read_events(found: FirstPass, **options: Any) -> ray.data.Dataset:
 
     Args:
         found: What the first pass found.
-        options: Those of :func:`planned_events`, but the mode: tasks on the cluster's CPUs read. Without
-            ``shuffle`` the rows are in the plan's order in every run: by file and entry, where each block
-            has several datasets' share within the block.
+        options: Those of :func:`planned_events`. Without ``shuffle`` the rows are in the plan's order in
+            every run: by file and entry, where each block has several datasets' share within the block.
 
     Raises:
         JobError: For shares of datasets that there are not.
     """
-    ensure_ray()
-    source = RootDatasource(planned_events(found, **options, mode="block"))
-    # Without a number Ray would split the blocks into about 200.
-    events: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=1)
-    # A task gives block after block as the plan has them: Ray would put smaller ones together, and cut those
-    # half as large again.
-    events.context.target_max_block_size = max(1, int(source.block_bytes * 0.75))
-    if not source.shuffles:  # else Ray gives on whatever is read first
-        events.context.execution_options.preserve_order = True
-    return events
+    return dataset_of(planned_events(found, **options))
+
+
+def cluster_events(found: FirstPass, *, record: Record | None = None, **options: Any) -> ClusterEvents:
+    """Plan as :func:`planned_events`, for Ray Data to read on the cluster's CPUs and workers to train on."""
+    record = record or new_record(found, options.get("reading"))
+    return ClusterEvents(planned_events(found, record=record, **options), record)
 
 
 def planned_events(
@@ -137,7 +133,6 @@ def planned_events(
     shuffle: bool = False,
     shares: Mapping[str, float] | None = None,
     reading: ReadingSettings | None = None,
-    mode: Mode = "plan",
     name: str = "events",
     record: Record | None = None,
     classes: int = 0,
@@ -151,8 +146,6 @@ def planned_events(
         shuffle: Whether each epoch has an order of its own, drawn from seed and number.
         shares: By dataset: its part of every block; None for what there is of each.
         reading: How files are read.
-        mode: ``plan`` for reading in the process that asks for events, ``block`` for tasks on the cluster's
-            CPUs.
         name: Of this reading in the record.
         record: Where to write down what became of every entry.
         classes: How many classes labels tell apart, so that others are refused; 0 for targets.
@@ -171,7 +164,7 @@ def planned_events(
         max_events=found.max_events,
     )
     reader = event_reader(found, reading=reading, seed=seed, record=record, classes=classes)
-    return PlannedEvents(plan, reader, name, part, mode)
+    return PlannedEvents(plan, reader, name, part)
 
 
 def extents_of(found: FirstPass) -> tuple[Extent, ...]:

@@ -1,6 +1,6 @@
 """Reading: blocks of a plan to tables of events, fetched ahead; what cannot be read is skipped or fails.
 
-Both modes end here: in block mode a task reads one block, in plan mode a consumer reads one after another.
+All reading ends here: a worker's own, and that of Ray Data's tasks.
 """
 
 from __future__ import annotations

@@ -89,6 +89,7 @@ class Ledger:
         self._max_skipped = max_skipped
         self._blocks: dict[tuple[str, int, int], tuple[PieceRecord, ...]] = {}
         self._planned: dict[tuple[str, int], dict[int, int]] = {}
+        self._wanted: dict[str, tuple[int, Sequence[tuple[int, int]]]] = {}
         self._bad = {index for index, file in enumerate(files) if file.reason}
         self._lost: dict[int, str] = {}
         self._absences: dict[str, list[Absence]] = {}
@@ -97,6 +98,14 @@ class Ledger:
     def plan(self, name: str, epoch: int, entries: Mapping[int, int]) -> None:
         """Note how many entries of each file an epoch is to read."""
         self._planned[name, epoch] = dict(entries)
+
+    def want(self, name: str, epoch: int, done: Sequence[tuple[int, int]]) -> None:
+        """Keep what the next pass of a reading is to read."""
+        self._wanted[name] = (epoch, done)
+
+    def wanted(self, name: str) -> tuple[int, Sequence[tuple[int, int]]]:
+        """Return what was kept; in the beginning, all of the first epoch."""
+        return self._wanted.get(name, (0, ()))
 
     def lost(self) -> dict[int, str]:
         """Return the files that are out of reach, with the reason."""
@@ -245,6 +254,15 @@ class Record:
     def plan(self, name: str, epoch: int, entries: Mapping[int, int]) -> None:
         """Note how many entries of each file an epoch is to read."""
         ray.get(self._ledger.plan.remote(name, epoch, dict(entries)))
+
+    def want(self, name: str, epoch: int, done: Sequence[tuple[int, int]]) -> None:
+        """Keep what the next pass of a reading is to read: an epoch without blocks of some numbers."""
+        ray.get(self._ledger.want.remote(name, epoch, tuple(done)))
+
+    def wanted(self, name: str) -> tuple[int, Sequence[tuple[int, int]]]:
+        """Return what was kept."""
+        wanted: tuple[int, Sequence[tuple[int, int]]] = ray.get(self._ledger.wanted.remote(name))
+        return wanted
 
     def lost(self) -> dict[int, str]:
         """Return the files that are known to be out of reach, with the reason."""

@@ -1,9 +1,13 @@
-"""RootDatasource: a reading of a plan as a Ray Data source; one task reads a few blocks in a row."""
+"""RootDatasource: a reading of a plan as a Ray Data source; one task reads a few blocks in a row.
+
+:class:`ClusterEvents` is such a reading for the workers of a training, who say what each pass is to read.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -11,9 +15,11 @@ import ray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from mlaas_ray.streaming.blocks import block_schema
-from mlaas_ray.streaming.planned import PlannedEvents, shared_reader
-from mlaas_ray.streaming.reading import Block
+from mlaas_ray.streaming.blocks import PLACE, block_schema, placed
+from mlaas_ray.streaming.planned import PlannedEvents
+from mlaas_ray.streaming.reading import Block, Reader
+from mlaas_ray.streaming.record import Record
+from mlaas_ray.streaming.tasks import ensure_ray
 
 # Ray Data looks at its tasks ten times a second, and a block takes about as long: a task of one block waits
 # as long as it reads. In stated order a task's blocks are held until those of all tasks before it are there.
@@ -34,12 +40,17 @@ class RootDatasource(Datasource):
 
     Args:
         events: What to read, in which blocks.
+        agenda: What says which epoch to read, and which of its blocks not; the rows then have the columns of
+            :data:`~mlaas_ray.streaming.blocks.PLACE`, too.
     """
 
-    def __init__(self, events: PlannedEvents) -> None:
+    def __init__(self, events: PlannedEvents, agenda: Agenda | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._events = events
+        self._agenda = agenda
         self._schema = block_schema(events.reader.features.width, events.reader.truths[0].targets)
+        for name in PLACE if agenda else ():
+            self._schema = self._schema.append(pa.field(name, pa.int32()))
         self._paths = [file.source.path for file in events.reader.files]
         self._cpus = float(ray.cluster_resources().get("CPU", 1.0))  # type: ignore[no-untyped-call]
         # Sent once, not with every task: it knows every file.
@@ -69,8 +80,10 @@ class RootDatasource(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """Make tasks of some blocks each, whatever parallelism Ray would like."""
-        epoch = getattr(data_context, "_execution_idx", 0)
-        blocks = self._events.planned(epoch)
+        epoch, left_out = getattr(data_context, "_execution_idx", 0), set[int]()
+        if self._agenda is not None:
+            epoch, left_out = self._agenda.wanted()
+        blocks = [block for block in self._events.planned(epoch) if block.index not in left_out]
         self._events.note(epoch)
         options = getattr(data_context, "execution_options", None)
         ordered = getattr(options, "preserve_order", False)
@@ -91,9 +104,72 @@ class RootDatasource(Datasource):
             exec_stats=None,
             input_files=tuple(self._paths[piece.file] for piece in pieces),
         )
-        function = functools.partial(_read, self._reader, blocks)
+        function = functools.partial(_read, self._reader, blocks, self._agenda is not None)
         return ReadTask(function, metadata, schema=self._schema, per_task_row_limit=limit)
 
 
-def _read(reader: Any, blocks: list[Block]) -> Iterator[pa.Table]:
-    yield from shared_reader(reader).tables(blocks)
+@functools.lru_cache(maxsize=4)
+def _shared(reader: ray.ObjectRef[Reader]) -> Reader:
+    """Return a reader from the object store, once per process: it knows every file."""
+    found: Reader = ray.get(reader)
+    return found
+
+
+def _read(reader: ray.ObjectRef[Reader], blocks: list[Block], places: bool) -> Iterator[pa.Table]:
+    for block, table in zip(blocks, _shared(reader).tables(blocks), strict=True):
+        yield placed(table, block.index) if places else table
+
+
+def dataset_of(events: PlannedEvents, agenda: Agenda | None = None) -> ray.data.Dataset:
+    """Return a reading as a Ray Dataset; arguments as of :class:`RootDatasource`."""
+    ensure_ray()
+    source = RootDatasource(events, agenda)
+    # Without a number Ray would split the blocks into about 200.
+    dataset: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=1)
+    # A task gives block after block as the plan has them: Ray would put smaller ones together, and cut those
+    # half as large again.
+    dataset.context.target_max_block_size = max(1, int(source.block_bytes * 0.75))
+    if not source.shuffles and agenda is None:  # else Ray gives on whatever is read first
+        dataset.context.execution_options.preserve_order = True
+    return dataset
+
+
+@dataclass(frozen=True)
+class Agenda:
+    """What the next pass over a reading is to read; it pickles, and the record keeps it.
+
+    Attributes:
+        record: Of the run.
+        name: Of the reading.
+    """
+
+    record: Record
+    name: str
+
+    def begin(self, epoch: int, done: Sequence[tuple[int, int]] = ()) -> None:
+        """Say which epoch the next pass reads, without blocks from and to some numbers."""
+        self.record.want(self.name, epoch, done)
+
+    def wanted(self) -> tuple[int, set[int]]:
+        """Return the epoch, and the numbers of the blocks that are left out."""
+        epoch, done = self.record.wanted(self.name)
+        return epoch, {block for first, last in done for block in range(first, last + 1)}
+
+
+class ClusterEvents:
+    """A reading of a plan by Ray Data, on whichever CPUs of the cluster are free, for a training's workers.
+
+    Args:
+        events: What to read, in which blocks.
+        record: Of the run.
+
+    Attributes:
+        dataset: The events, with the columns of :data:`~mlaas_ray.streaming.blocks.PLACE`.
+        begin: Called with an epoch and the numbers (first and last) of blocks that were seen, before the
+            workers iterate over their shards.
+    """
+
+    def __init__(self, events: PlannedEvents, record: Record) -> None:
+        agenda = Agenda(record, events.name)
+        self.dataset = dataset_of(events, agenda)
+        self.begin: Callable[[int, Sequence[tuple[int, int]]], None] = agenda.begin

@@ -40,6 +40,11 @@ def _policy(value: object) -> object:
     return {"policy": value} if isinstance(value, str) else value
 
 
+def _named_before(value: object) -> object:
+    """Let the names that modes had before stand for those of today."""
+    return {"plan": "workers", "block": "cluster"}.get(value, value) if isinstance(value, str) else value
+
+
 def _all(value: object) -> object:
     """Let ``max_events: all`` stand for no limit."""
     return None if value == "all" else value
@@ -49,9 +54,9 @@ class ReadingSettings(Settings):
     """How files are read.
 
     Attributes:
-        mode: ``plan``: each training worker reads its own events; ``block``: tasks on the cluster's CPUs read
-            them, and send them through the object store; ``auto``: plan, unless workers have GPUs and other
-            nodes have CPUs.
+        mode: ``workers``: each training worker reads its own events; ``cluster``: Ray Data reads them on
+            whichever CPUs of the cluster are free, and sends them through the object store; ``auto``:
+            ``workers``, unless these have GPUs and other nodes have CPUs. (Older names: ``plan``, ``block``.)
         redirectors: XRootD redirectors for ``/store/…`` names, tried in this order.
         allow_duplicates: Whether a file may be read twice: named twice, linked, or as a copy.
         bad_files: What becomes of a file that cannot be read.
@@ -70,7 +75,7 @@ class ReadingSettings(Settings):
         threads: Blocks that a consumer decodes at once in plan mode; left out, one for each CPU it has.
     """
 
-    mode: Literal["auto", "block", "plan"] = "auto"
+    mode: Annotated[Literal["auto", "workers", "cluster"], BeforeValidator(_named_before)] = "auto"
     redirectors: Names = (
         "root://cms-xrd-global.cern.ch/",
         "root://xrootd-cms.infn.it/",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from mlaas_ray.core import FeatureSpec, GridSpec
 from mlaas_ray.core.hashing import mix
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.batches import Floats, block_arrays
-from mlaas_ray.training.events import EventSource
 from mlaas_ray.training.framework import Network
 from mlaas_ray.training.group import Group
 from mlaas_ray.training.metrics import Scores, scores_of
@@ -61,7 +60,7 @@ class Evaluation:
 
 def evaluate(
     network: Network,
-    source: EventSource,
+    tables: Iterable[Any],
     features: FeatureSpec,
     task: Task,
     weighting: Weighting,
@@ -69,11 +68,11 @@ def evaluate(
     *,
     most: int | None = None,
 ) -> Evaluation:
-    """Ask a network about the events of a source; all ranks together, each about its own.
+    """Ask a network about events; all ranks together, each about its own.
 
     Args:
         network: In training or not.
-        source: Its first epoch is read.
+        tables: This rank's.
         features: The columns.
         task: What is asked.
         weighting: How weights count in the scores.
@@ -85,8 +84,7 @@ def evaluate(
     whole = max(SAMPLE, min(INPUTS, INPUT_BYTES // (4 * features.width)))
     sample = Chosen(whole)
     seen = 0
-    blocks = range(group.rank, source.blocks(0), group.size)
-    for table in source.tables(0, blocks, readers=group.size):
+    for table in tables:
         for rows in _pieces(block_arrays(table, _COLUMNS)):
             rows["prediction"] = network.predict(rows["x"])
             used = weighting.of(rows["y"], rows["weight"])

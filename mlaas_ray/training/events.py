@@ -1,9 +1,10 @@
-"""Events: where a worker gets them from, in blocks that are the same whoever reads them."""
+"""Events: where a worker gets them from: block by block, or as its share of what Ray Data reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import ray
 from ray.data import Dataset
@@ -20,35 +21,61 @@ class EventSource(Protocol):
     identifiers ``dataset``, ``file`` (int32) and ``entry`` (int64).
     """
 
-    @property
-    def by_tasks(self) -> bool:
-        """Whether tasks on the cluster's CPUs read, for which some must be free."""
-
     def prepare(self) -> None:
         """Load what must be loaded before any framework is; called first in every worker."""
 
     def blocks(self, epoch: int) -> int:
         """Return how many blocks an epoch (from 0) has."""
 
-    def tables(self, epoch: int, blocks: Sequence[int], *, readers: int) -> Iterator[Any]:
+    def tables(self, epoch: int, blocks: Sequence[int]) -> Iterator[Any]:
         """Give the tables of some blocks, one each, in the order asked for, the next ones read meanwhile.
 
         Args:
             epoch: Each may have blocks of its own; all of them together hold every event once.
             blocks: Indices of blocks.
-            readers: How many processes read at the same time.
         """
+
+
+# Called with an epoch (from 0), and blocks from and to some numbers that were seen of it.
+Begin = Callable[[int, Sequence[tuple[int, int]]], None]
+
+
+@runtime_checkable
+class DatasetSource(Protocol):
+    """Events that Ray Data reads, and that know their places.
+
+    Attributes:
+        dataset: With the columns of :class:`EventSource`, and of each row the number of its block in the
+            epoch, its own in the block, and how many rows that has (``block``, ``row``, ``rows``: int32).
+        begin: Says what the next pass over the dataset is to read; pickles.
+    """
+
+    dataset: Dataset
+    begin: Begin
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What a worker is told of a dataset that Ray Data deals out.
+
+    Attributes:
+        name: By which Ray Train knows it.
+        begin: See :class:`DatasetSource`; None for a user's own dataset, whose rows have no places.
+    """
+
+    name: str
+    begin: Begin | None = None
 
 
 class StoredEvents:
     """A Ray Dataset as a source: it is run once, and its blocks are kept in the object store.
 
+    It is for networks that must see the same batches again and again, which no second run of it would give.
+
     Args:
         dataset: With the columns of :class:`EventSource`.
         workers: How many will read.
     """
-
-    by_tasks = False
 
     def __init__(self, dataset: Dataset, workers: int) -> None:
         tables = dataset.to_arrow_refs()
@@ -68,7 +95,7 @@ class StoredEvents:
         """Return how many blocks there are, the same in every epoch."""
         return len(self._slices)
 
-    def tables(self, epoch: int, blocks: Sequence[int], *, readers: int) -> Iterator[Any]:
+    def tables(self, epoch: int, blocks: Sequence[int]) -> Iterator[Any]:
         """Give the tables of some blocks."""
         for index in blocks:
             table, start, length = self._slices[index]

@@ -30,12 +30,13 @@ from mlaas_ray.core.cluster import see_logs
 from mlaas_ray.core.errors import ExportError, JobError, ModelError
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.check import check_model, worker_environment
-from mlaas_ray.training.events import EventSource, StoredEvents
+from mlaas_ray.training.events import DatasetSource, EventSource, Shards, StoredEvents
 from mlaas_ray.training.framework import Framework, signature
 from mlaas_ray.training.frameworks import find_framework, find_model, load_framework
 from mlaas_ray.training.loop import Run, train_worker
 from mlaas_ray.training.progress import delivered
 from mlaas_ray.training.settings import EpochReport, StepReport, TrainedModel, TrainSettings, Weighting
+from mlaas_ray.training.shards import WholeShards
 from mlaas_ray.training.source import one_line
 
 # Seconds between the looks of Ray Train's controller at its workers. A report waits for the next look, and at
@@ -48,8 +49,8 @@ _MOST_CPUS = 8
 
 
 def fit(
-    train: EventSource | Dataset,
-    validation: EventSource | Dataset,
+    train: EventSource | DatasetSource | Dataset,
+    validation: EventSource | DatasetSource | Dataset,
     features: FeatureSpec,
     *,
     name: str,
@@ -71,8 +72,11 @@ def fit(
     """Train a model on a stream of events and export it.
 
     Args:
-        train: Events to learn from: a source, which each worker asks for blocks, or a Ray Dataset with the
-            columns of one, which is kept in the object store. Blocks may hold one class only: workers mix.
+        train: Events to learn from: a source, which each worker asks for blocks; or what Ray Data reads, a
+            Ray Dataset of one's own with the columns of a source among them: each epoch is a run of it, and
+            workers take its blocks as they come. Trees, and for a dataset of one's own
+            ``checkpoint.every_steps``, need the same blocks again: then it is run once, and kept in the
+            object store. Blocks may hold one class only: workers mix.
         validation: Events to judge by, after each epoch.
         features: What the columns of ``x`` mean, and how they are normalised.
         name: Of the run, a folder below ``storage``; unless ``resume``, a unique ending is added.
@@ -114,14 +118,24 @@ def fit(
 
     with delivered(on_epoch, on_step) as mailbox, _controlled(), _own_interrupt():
         least, most = settings.worker_range
-        sources = [
-            StoredEvents(events, most) if isinstance(events, Dataset) else events
-            for events in (train, validation)
-        ]
-        by_tasks = any(each.by_tasks for each in sources)
-        check_workers(settings, for_reading=by_tasks)
+        datasets: dict[str, Any] = {}
+        sources: list[EventSource | Shards] = []
+        for kind, events in (("train", train), ("validation", validation)):
+            if not isinstance(events, Dataset | DatasetSource):
+                sources.append(events)
+                continue
+            dataset, begin = (events, None) if isinstance(events, Dataset) else (events.dataset, events.begin)
+            again = not getattr(chosen, "by_steps", True) or (
+                begin is None and settings.checkpoint.every_steps
+            )
+            if again:
+                sources.append(StoredEvents(dataset, most))
+            else:
+                datasets[kind] = dataset
+                sources.append(Shards(kind, begin))
+        check_workers(settings, for_reading=bool(datasets))
         if settings.cpus_per_worker is None:
-            share = cpu_share(_nodes(), least, for_reading=by_tasks)
+            share = cpu_share(_nodes(), least, for_reading=bool(datasets))
             settings = settings.model_copy(update={"cpus_per_worker": share})
         run = Run(
             framework=source,
@@ -147,6 +161,8 @@ def fit(
                 backend=chosen.collective_on_gpu if settings.gpus_per_worker >= 1 else "gloo"
             ),
             scaling_config=_scaling(settings),
+            datasets=datasets,
+            dataset_config=WholeShards(),
             run_config=_run_config(
                 name if resume else f"{name}-{uuid.uuid4().hex[:8]}", where, settings, filesystem
             ),
@@ -290,7 +306,7 @@ def check_workers(settings: TrainSettings, *, for_reading: bool = False) -> None
         raise JobError(
             f"{least} workers of {each} each leave no CPU for the tasks that read: "
             f"this machine's Ray has {there}",
-            "Lower train.cpus_per_worker, or say reading.mode: plan",
+            "Lower train.cpus_per_worker, or say reading.mode: workers",
         )
 
 

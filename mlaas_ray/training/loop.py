@@ -20,7 +20,7 @@ import ray.train
 from ray.train import Checkpoint
 
 from mlaas_ray.core import FeatureSpec
-from mlaas_ray.core.errors import EmptyDataError, ModelError
+from mlaas_ray.core.errors import EmptyDataError, JobError, ModelError
 from mlaas_ray.core.storage import check_room, writing
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.cursor import Cursor
@@ -32,7 +32,7 @@ from mlaas_ray.training.evaluation import (
     telling,
     write_evaluation,
 )
-from mlaas_ray.training.events import EventSource
+from mlaas_ray.training.events import EventSource, Shards
 from mlaas_ray.training.exporting import export
 from mlaas_ray.training.framework import Network, Setup
 from mlaas_ray.training.frameworks import load_framework
@@ -40,7 +40,9 @@ from mlaas_ray.training.group import Group
 from mlaas_ray.training.metrics import Scores, scores_of
 from mlaas_ray.training.progress import Mailbox
 from mlaas_ray.training.refusal import refusal
+from mlaas_ray.training.seen import ShardCursor
 from mlaas_ray.training.settings import EpochReport, StepReport, TrainSettings, Weighting
+from mlaas_ray.training.shards import ShardEvents, ShardStream, tables
 from mlaas_ray.training.source import Source
 from mlaas_ray.training.state import BEST, LAST, NETWORK, Progress, load_progress, restore, save_state
 from mlaas_ray.training.steps import Epoch
@@ -85,8 +87,8 @@ class Run:
     settings: TrainSettings
     weighting: Weighting
     seed: int
-    train: EventSource
-    validation: EventSource
+    train: EventSource | Shards
+    validation: EventSource | Shards
     expected: int = 0
     first_weights: Mapping[str, bytes] = field(default_factory=dict)
     mailbox: Mailbox | None = None
@@ -96,8 +98,9 @@ class Run:
 def train_worker(config: dict[str, Run]) -> None:
     """Train on this worker, together with the others of its Ray Train group."""
     run = config["run"]
-    run.train.prepare()
-    run.validation.prepare()
+    for events in (run.train, run.validation):
+        if not isinstance(events, Shards):
+            events.prepare()
     with tempfile.TemporaryDirectory() as folder:
         best = Path(folder) / "best"
         best.mkdir()
@@ -122,16 +125,20 @@ class _Worker:
         settings = run.settings
         self._setup = Setup(run.model, run.options, run.features, run.task, settings, self.group)
         self.network: Network
-        self.stream = EventStream(
-            run.train,
-            run.features.width,
-            settings.shuffle_bytes,
-            targets=run.task.target_shape,
-            seed=run.seed,
-            group=self.group,
+        limit, train, validation = settings.shuffle_bytes, run.train, run.validation
+        kind: dict[str, Any] = {"targets": run.task.target_shape, "seed": run.seed, "group": self.group}
+        self.stream: Any = (  # each takes the cursors that it gives
+            ShardStream(train, run.features.width, limit, **kind)
+            if isinstance(train, Shards)
+            else EventStream(train, run.features.width, limit, **kind)
         )
-        self.validation = OrderedEvents(run.validation, settings.shuffle_bytes // 2, group=self.group)
-        self.progress = Progress(Cursor.start(0))
+        self.validation = (
+            ShardEvents(validation, limit // 2, group=self.group)
+            if isinstance(validation, Shards)
+            else OrderedEvents(validation, limit // 2, group=self.group)
+        )
+        self._cursors = ShardCursor if isinstance(train, Shards) else Cursor
+        self.progress = Progress(self._cursors.start(0))
         self._epochs = settings.epochs or 1
         self._told = (time.monotonic(), 0)
 
@@ -164,9 +171,24 @@ class _Worker:
             if found is None or (not found.go_on(self.run.settings) and finished):
                 return False
             self.progress = found
+            self._adopt()
             self._begin()
             restore(folder, self.network, self._best if found.best else None)
         return True
+
+    def _adopt(self) -> None:
+        """Begin the epoch as these events want it, where the last checkpoint was made with others."""
+        progress = self.progress
+        if isinstance(progress.cursor, self._cursors):
+            return
+        if progress.steps:
+            before = "workers" if isinstance(progress.cursor, Cursor) else "cluster"
+            epoch = progress.cursor.epoch + 1
+            raise JobError(
+                f"the last checkpoint lies within epoch {epoch}, which was read with reading.mode: {before}",
+                f"Go on with it: --set reading.mode={before}",
+            )
+        progress.begin(self._cursors.start(progress.cursor.epoch))
 
     def _begin(self) -> None:
         """Make the network, while the first events are read."""
@@ -360,8 +382,8 @@ class _Worker:
             with _written(files) as folder:
                 self.network.warm_start(folder)
         asked = (run.features, run.task, run.weighting, self.group)
-        judged = evaluate(self.network, run.validation, *asked)
-        trained = evaluate(self.network, run.train, *asked, most=EVENTS)
+        judged = evaluate(self.network, self._tables(run.validation), *asked)
+        trained = evaluate(self.network, self._tables(run.train), *asked, most=EVENTS)
         needed = importance(self.network, judged.sample, *asked)
         with tempfile.TemporaryDirectory() as name:
             report: dict[str, Any] = {}
@@ -370,6 +392,12 @@ class _Worker:
                 folder, report = self._exported(Path(name), last, judged, trained, needed)
                 checkpoint = Checkpoint.from_directory(folder)
             self._report(report, checkpoint)
+
+    def _tables(self, events: EventSource | Shards) -> Iterator[Any]:
+        """Return this rank's tables of the first epoch."""
+        if isinstance(events, Shards):
+            return tables(events, self.group)
+        return events.tables(0, range(self.group.rank, events.blocks(0), self.group.size))
 
     def _report(self, metrics: dict[str, Any], checkpoint: Checkpoint | None) -> None:
         """Report to Ray Train, which copies the checkpoint into the storage.

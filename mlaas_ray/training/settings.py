@@ -103,8 +103,8 @@ class TrainSettings(Settings):
         workers: Training processes; each sees its share of the events. ``[2, 8]``: as many as there is room
             for, at least two; their number may change while the run goes on.
         gpus_per_worker: GPUs of each worker; 0 trains on the CPU.
-        cpus_per_worker: CPUs each worker reserves. By default one; with ``reading.mode: block`` on a cluster
-            so small that nothing would be left for the tasks that read files, less.
+        cpus_per_worker: CPUs each worker reserves. By default one; with ``reading.mode: cluster`` on a
+            cluster so small that nothing would be left for the tasks that read files, less.
         batch_size: Events of one optimisation step over all workers together, so that the number of
             workers does not change what is learnt.
         epochs: Times each event is seen; for trees, how many of them there will be. Left out, what suits the

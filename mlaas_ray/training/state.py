@@ -20,6 +20,7 @@ from mlaas_ray.core.task import Task
 from mlaas_ray.training.cursor import Cursor
 from mlaas_ray.training.framework import Network
 from mlaas_ray.training.metrics import Scores, scores_of
+from mlaas_ray.training.seen import ShardCursor
 from mlaas_ray.training.settings import FALLING, TrainSettings
 
 _STATE = "state.json"
@@ -53,7 +54,7 @@ class Progress:
         epochs: How many epochs there were to be.
     """
 
-    cursor: Cursor
+    cursor: Cursor | ShardCursor
     steps: int = 0
     epoch_events: int = 0
     scores: Scores | None = None
@@ -72,7 +73,7 @@ class Progress:
     stopped: bool = False
     epochs: int = 0
 
-    def begin(self, cursor: Cursor) -> None:
+    def begin(self, cursor: Cursor | ShardCursor) -> None:
         """Go over to the beginning of an epoch."""
         self.cursor, self.steps, self.epoch_events, self.scores = cursor, 0, 0, None
 
@@ -186,7 +187,8 @@ def reached(run: str, filesystem: pyarrow.fs.FileSystem | None = None) -> tuple[
 
 def _progress(text: bytes) -> Progress:
     content = json.loads(text)
-    return Progress(**{**content, "cursor": Cursor.of(content["cursor"])})
+    cursor = content["cursor"]
+    return Progress(**{**content, "cursor": ShardCursor(**cursor) if "seen" in cursor else Cursor.of(cursor)})
 
 
 def restore(folder: Path, network: Network, best: Path | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,14 +20,13 @@ from mlaas_ray.training.group import Group
 from mlaas_ray.training.windows import BUFFERS, Buffer, Loader, Window
 
 
-class EventStream:
+class Stream(ABC):
     """The training events of one rank, as one long row of them that is read ahead; every event comes once.
 
-    The order depends on the seed, the epoch and the blocks alone. When all events of all ranks fit into their
-    memory, they are read once and mixed anew for each epoch; else each epoch reads its own blocks.
+    When all events of all ranks fit into their memory, they are read once and mixed anew for each epoch; else
+    each epoch reads its own.
 
     Args:
-        source: Where they come from.
         width: Columns of ``x``.
         limit: Memory in bytes.
         targets: Shape of one event's ``y``.
@@ -35,16 +35,8 @@ class EventStream:
     """
 
     def __init__(
-        self,
-        source: EventSource,
-        width: int,
-        limit: int,
-        *,
-        targets: tuple[int, ...] = (),
-        seed: int,
-        group: Group,
+        self, width: int, limit: int, *, targets: tuple[int, ...] = (), seed: int, group: Group
     ) -> None:
-        self._source = source
         self._seed = seed
         self._group = group
         x, y, weight = (np.empty(shape, np.float32) for shape in ((0, width), (0, *targets), (0,)))
@@ -52,10 +44,6 @@ class EventStream:
         self._limit = limit
         self._buffers = [Buffer(self._none, limit // BUFFERS) for _ in range(BUFFERS)]
         self._loader: Loader | None = None
-        self._deal = Deal((), [], np.empty(0, np.int64), 0)
-        self._cursor = Cursor.start(0)
-        self._wanted = 0  # blocks that were dealt to this rank, or left to it in windows
-        self._kept: Cursor | None = None
         self._windows: list[Window] = []  # those of this epoch, as far as they were read
         self._waiting: deque[Window] = deque()  # of them, those still in memory whose turn has not come
         self._at_hand: deque[Window] = deque()
@@ -63,14 +51,99 @@ class EventStream:
         self.waited = 0.0
 
     @property
-    def epoch(self) -> int:
-        """Number of the epoch that was started, from 0."""
-        return self._cursor.epoch
-
-    @property
     def ready(self) -> int:
         """Events that may be taken now."""
         return sum(window.left for window in self._at_hand)
+
+    @property
+    @abstractmethod
+    def ended(self) -> bool:
+        """Whether nothing comes after those."""
+
+    @abstractmethod
+    def read_ahead(self) -> None:
+        """Begin to fill the memory for the epoch that was started, if that was not begun."""
+
+    @abstractmethod
+    def everything(self) -> OrderedEvents:
+        """Return the events of this rank in the first epoch, the same in any number of passes."""
+
+    def refill(self, least: int) -> None:
+        """Read until so many events may be taken, or nothing more comes."""
+        begun = time.perf_counter()
+        self._give_back()
+        self.read_ahead()
+        assert self._loader is not None
+        while not self.ended and self.ready < least:
+            if len(self._at_hand) >= len(self._buffers):
+                # windows of blocks so small, or uneven, that all of them do not make a few steps
+                self._buffers.append(Buffer(self._none, self._limit // BUFFERS))
+                self._loader.add(self._buffers[-1])
+            window = self._next()
+            if window is not None:
+                self._at_hand.append(window)
+        self.waited += time.perf_counter() - begun
+
+    def take(self, sizes: Sequence[int]) -> Iterator[Batch]:
+        """Give batches of exactly these sizes; the values of one last until the next is asked for.
+
+        Raises:
+            ValueError: When fewer events are ready.
+        """
+        if sum(sizes) > self.ready:
+            raise ValueError(f"{sum(sizes)} events wanted, {self.ready} there")
+        for size in sizes:
+            yield self._batch(size)
+
+    def close(self) -> None:
+        """End the reading."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+    @abstractmethod
+    def _next(self) -> Window | None:
+        """Return the next window, waiting for it; None when it turns out that there is none."""
+
+    def _batch(self, size: int) -> Batch:
+        self._give_back()
+        parts: list[Batch] = []
+        while size > 0:
+            window = self._at_hand[0]
+            parts.append(window.take(min(size, window.left)))
+            size -= len(parts[-1])
+            while self._at_hand and self._at_hand[0].left == 0:
+                self._used.append(self._at_hand.popleft())
+        return Batch.joined(parts) if parts else self._none
+
+    def _give_back(self) -> None:
+        """Let the memory of windows that nobody looks at any more serve others."""
+        if self._loader is not None and not self.ended:
+            for window in self._used:
+                self._loader.give_back(window)
+        self._used.clear()
+
+
+class EventStream(Stream):
+    """Events of blocks that are dealt to the ranks; their order depends on seed, epoch and blocks alone.
+
+    Args:
+        source: Where they come from.
+        more: As of :class:`Stream`.
+    """
+
+    def __init__(self, source: EventSource, width: int, limit: int, **more: Any) -> None:
+        super().__init__(width, limit, **more)
+        self._source = source
+        self._deal = Deal((), [], np.empty(0, np.int64), 0)
+        self._cursor = Cursor.start(0)
+        self._wanted = 0  # blocks that were dealt to this rank, or left to it in windows
+        self._kept: Cursor | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that was started, from 0."""
+        return self._cursor.epoch
 
     @property
     def ended(self) -> bool:
@@ -113,31 +186,6 @@ class EventStream:
             self.close()
         return OrderedEvents(self._source, self._limit, group=self._group, alike=True)
 
-    def refill(self, least: int) -> None:
-        """Read until so many events may be taken, or nothing more comes."""
-        begun = time.perf_counter()
-        self._give_back()
-        self.read_ahead()
-        assert self._loader is not None
-        while not self.ended and self.ready < least:
-            if len(self._at_hand) >= len(self._buffers):
-                # windows of blocks so small, or uneven, that all of them do not make a few steps
-                self._buffers.append(Buffer(self._none, self._limit // BUFFERS))
-                self._loader.add(self._buffers[-1])
-            self._at_hand.append(self._next())
-        self.waited += time.perf_counter() - begun
-
-    def take(self, sizes: Sequence[int]) -> Iterator[Batch]:
-        """Give batches of exactly these sizes; the values of one last until the next is asked for.
-
-        Raises:
-            ValueError: When fewer events are ready.
-        """
-        if sum(sizes) > self.ready:
-            raise ValueError(f"{sum(sizes)} events wanted, {self.ready} there")
-        for size in sizes:
-            yield self._batch(size)
-
     def cursor(self) -> Cursor:
         """Return how far all ranks have come in the epoch; all must ask together."""
         positions = self._group.gather_objects(self._position)
@@ -158,12 +206,6 @@ class EventStream:
         self._kept = joined(epoch, self._cursor.source, (), unseen)
         return self._kept
 
-    def close(self) -> None:
-        """End the reading."""
-        if self._loader is not None:
-            self._loader.close()
-            self._loader = None
-
     @property
     def _asked(self) -> tuple[list[tuple[int, ...]], list[int]]:
         """Blocks of windows that must be as they were, and the others."""
@@ -171,7 +213,7 @@ class EventStream:
 
     def _tables(self, groups: Sequence[tuple[int, ...]], rest: Sequence[int]) -> Iterator[Any]:
         blocks = [*(index for group in groups for index in group), *rest]
-        return self._source.tables(self._cursor.source, blocks, readers=self._group.size)
+        return self._source.tables(self._cursor.source, blocks)
 
     @property
     def _position(self) -> Position:
@@ -201,6 +243,7 @@ class EventStream:
             return self._waiting.popleft()
         assert self._loader is not None
         window = self._loader.next()
+        assert window is not None  # the blocks tell which is the last
         number = len(self._windows)
         part: Part | None = self._deal.parts[number] if number < len(self._deal.parts) else None
         if part is not None and part.size != window.size:
@@ -208,24 +251,6 @@ class EventStream:
         window.begin(self._seed, self._cursor.epoch, part.seen if part else 0)
         self._windows.append(window)
         return window
-
-    def _batch(self, size: int) -> Batch:
-        self._give_back()
-        parts: list[Batch] = []
-        while size > 0:
-            window = self._at_hand[0]
-            parts.append(window.take(min(size, window.left)))
-            size -= len(parts[-1])
-            while self._at_hand and self._at_hand[0].left == 0:
-                self._used.append(self._at_hand.popleft())
-        return Batch.joined(parts) if parts else self._none
-
-    def _give_back(self) -> None:
-        """Let the memory of windows that nobody looks at any more serve others."""
-        if self._loader is not None and not self.ended:
-            for window in self._used:
-                self._loader.give_back(window)
-        self._used.clear()
 
 
 class OrderedEvents:
@@ -253,7 +278,7 @@ class OrderedEvents:
         own = range(self._group.rank, self._source.blocks(0), self._group.size)
         kept: list[Batch] | None = []
         size = 0
-        tables = self._source.tables(0, own, readers=self._group.size)
+        tables = self._source.tables(0, own)
         for block, table in zip(own, tables, strict=True):
             parts = list(batches(table))
             if self._alike:

@@ -106,8 +106,6 @@ def _learn(network: Network, events: Batch, setup: Setup, source: Source) -> Non
 class _Given:
     """Events in memory, as a source of one block."""
 
-    by_tasks = False
-
     def __init__(self, events: Batch) -> None:
         self._events = events
 
@@ -118,7 +116,7 @@ class _Given:
         """Return that there is one."""
         return 1
 
-    def tables(self, epoch: int, blocks: Sequence[int], *, readers: int) -> Iterator[Any]:
+    def tables(self, epoch: int, blocks: Sequence[int]) -> Iterator[Any]:
         """Give the events once for each block."""
         count = len(self._events)
         y = self._events.y

@@ -86,6 +86,10 @@ class Window:
         self._order = np.random.default_rng(key).permutation(self.size)
         self.seen = seen
 
+    def forget(self) -> None:
+        """Let its memory go to another window."""
+        self.buffer, self._order = None, np.empty(0, np.int64)
+
     def take(self, count: int) -> Batch:
         """Give out the next events; their values stay in the window's memory."""
         assert self.buffer is not None
@@ -118,13 +122,13 @@ class Loader:
         self._free: queue.SimpleQueue[tuple[Buffer, Window | None]] = queue.SimpleQueue()
         for buffer in buffers:
             self.add(buffer)
-        self._ready: queue.SimpleQueue[Window | BaseException] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Window | BaseException | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="windows", daemon=True)
         self._thread.start()
 
-    def next(self) -> Window:
-        """Wait for the next window; after the last, which the blocks tell, none must be asked for.
+    def next(self) -> Window | None:
+        """Wait for the next window; None after the last.
 
         Raises:
             Exception: What reading raised.
@@ -133,7 +137,9 @@ class Loader:
         if isinstance(window, Window):
             return window
         self._ready.put(window)
-        raise window
+        if window is not None:
+            raise window
+        return None
 
     def add(self, buffer: Buffer) -> None:
         """Give more memory."""
@@ -153,7 +159,8 @@ class Loader:
         try:
             for window in self._windows():
                 self._ready.put(window)
-        except _ClosedError:
+            self._ready.put(None)
+        except ClosedError:
             pass
         except BaseException as error:
             self._ready.put(error)
@@ -185,7 +192,7 @@ class Loader:
 
     def _table(self) -> Any:
         if self._stop.is_set():
-            raise _ClosedError
+            raise ClosedError
         return next(self._tables)
 
     def _fill(self, buffer: Buffer, size: int, table: Any) -> int:
@@ -202,10 +209,10 @@ class Loader:
             except queue.Empty:
                 continue
             if before is not None:
-                before.buffer = None
+                before.forget()
             return buffer
-        raise _ClosedError
+        raise ClosedError
 
 
-class _ClosedError(Exception):
+class ClosedError(Exception):
     """The loader was closed."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlaas_ray.core.inputs import Inputs
-from mlaas_ray.streaming import FirstPass, first_pass, planned_events
+from mlaas_ray.streaming import FirstPass, first_pass, read_events
 from mlaas_ray.training.batches import block_arrays
 from mlaas_ray.training.evaluation import Chosen, key_of
 from mlaas_ray.workflows.job import Job
@@ -50,11 +50,9 @@ def values_of(
         classes: How many classes there are; 0 for targets.
     """
     few = judged.taken(len(next(iter(judged.inputs.values()), judged.y)))
-    events = planned_events(
-        found, part=job.split.parts[1], seed=job.seed, reading=job.reading, mode="block", classes=classes
-    )
+    events = read_events(found, part=job.split.parts[1], seed=job.seed, reading=job.reading, classes=classes)
     chosen = Chosen(len(few.y))
-    for table in events.tables(0, range(events.blocks(0))):
+    for table in events.iter_batches(batch_size=None, batch_format="pyarrow"):
         for rows in block_arrays(table, ("x", "y", *_IDS)):
             chosen.add(rows, key_of(rows))
     if not np.array_equal(chosen.rows.get("y", ()), few.y):

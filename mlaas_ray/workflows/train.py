@@ -24,6 +24,7 @@ from mlaas_ray.streaming import (
     Census,
     FirstPass,
     Record,
+    cluster_events,
     first_pass,
     look_up,
     new_record,
@@ -162,7 +163,7 @@ def _run(
     with connected(address), waits_told(hooks.on_note):
         _tell(hooks.on_stage, "")
         mode = reading_mode(job.reading.mode, job.train.gpus_per_worker > 0)
-        check_workers(job.train, for_reading=mode == "block")
+        check_workers(job.train, for_reading=mode == "cluster")
         samples = summed(job, samples)
         found = first_pass(
             samples,
@@ -221,13 +222,14 @@ def _trained(
         "reading": job.reading,
         "record": record,
         "shares": job.shares,
-        "mode": reading_mode(job.reading.mode, job.train.gpus_per_worker > 0),
         "classes": task.classes,
     }
+    mode = reading_mode(job.reading.mode, job.train.gpus_per_worker > 0)
+    read = planned_events if mode == "workers" else cluster_events
     path, files = filesystem(run.url)
     return fit(
-        planned_events(found, part=learn, shuffle=True, name="train", **options),
-        planned_events(found, part=judge, name="validation", **options),
+        read(found, part=learn, shuffle=True, name="train", **options),
+        read(found, part=judge, name="validation", **options),
         found.features,
         name=TRAINING,
         task=task,
@@ -335,7 +337,7 @@ def recorded(
         run.write(RECORD, json.dumps(record.document(), indent=1))
 
 
-def reading_mode(wish: Literal["auto", "block", "plan"], on_gpus: bool) -> Literal["block", "plan"]:
+def reading_mode(wish: Literal["auto", "workers", "cluster"], on_gpus: bool) -> Literal["workers", "cluster"]:
     """Choose where files are read: by the workers themselves, or on other nodes' CPUs.
 
     Args:
@@ -343,14 +345,14 @@ def reading_mode(wish: Literal["auto", "block", "plan"], on_gpus: bool) -> Liter
         on_gpus: Whether the workers train on GPUs.
 
     Returns:
-        ``block`` when workers on GPUs would wait for their own few CPUs while nodes without GPUs stand by,
-        else ``plan``, which moves no event between processes.
+        ``cluster`` when workers on GPUs would wait for their own few CPUs while nodes without GPUs stand by,
+        else ``workers``, which moves no event between processes.
     """
     if wish != "auto":
         return wish
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus_elsewhere = any(node.get("CPU") and not node.get("GPU") for node in nodes)
-    return "block" if on_gpus and cpus_elsewhere else "plan"
+    return "cluster" if on_gpus and cpus_elsewhere else "workers"
 
 
 def publish(

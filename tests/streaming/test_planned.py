@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +23,6 @@ from tests.streaming.conftest import damage
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
-MODES = ["plan", "block"]
-
 
 @pytest.fixture
 def unequal(write_tree) -> FirstPass:
@@ -41,8 +38,8 @@ def numbers(tables: Sequence[pa.Table]) -> list[list[tuple[int, int]]]:
     return [list(zip(table["file"].to_pylist(), table["entry"].to_pylist(), strict=True)) for table in tables]
 
 
-def everything(events: PlannedEvents, epoch: int = 0, **options: Any) -> list[pa.Table]:
-    return list(events.tables(epoch, range(events.blocks(epoch)), **options))
+def everything(events: PlannedEvents, epoch: int = 0) -> list[pa.Table]:
+    return list(events.tables(epoch, range(events.blocks(epoch))))
 
 
 def test_every_event_comes_once_also_of_a_dataset_far_smaller_than_a_block(unequal: FirstPass) -> None:
@@ -57,20 +54,6 @@ def test_every_event_comes_once_also_of_a_dataset_far_smaller_than_a_block(unequ
         assert max(sum(file == 2 for file, _ in block) for block in blocks) == 1
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("part", [(0.0, 1.0), (0.25, 0.75)])
-def test_both_modes_give_the_same_events_in_the_same_order(
-    unequal: FirstPass, shuffle: bool, part: tuple[float, float]
-) -> None:
-    options: dict[str, Any] = {"shuffle": shuffle, "seed": 1, "part": part}
-    here, there = (planned_events(unequal, mode=mode, **options) for mode in MODES)
-    assert (here.by_tasks, there.by_tasks) == (False, True)
-    for one, other in zip(everything(here), everything(there), strict=True):
-        x, y = (table["x"].combine_chunks().to_numpy_ndarray() for table in (one, other))
-        np.testing.assert_array_equal(x, y)
-        assert one.drop_columns("x").equals(other.drop_columns("x"))
-
-
 @pytest.mark.parametrize("threads", [2, 5])
 def test_the_number_of_threads_changes_nothing(unequal: FirstPass, threads: int) -> None:
     ways = [
@@ -83,11 +66,10 @@ def test_the_number_of_threads_changes_nothing(unequal: FirstPass, threads: int)
     np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_blocks_come_in_the_order_asked_for_whoever_reads_the_others(unequal: FirstPass, mode: Any) -> None:
-    events = planned_events(unequal, shuffle=True, mode=mode)
+def test_blocks_come_in_the_order_asked_for_whoever_reads_the_others(unequal: FirstPass) -> None:
+    events = planned_events(unequal, shuffle=True)
     blocks = numbers(everything(events))
-    ranks = [numbers(list(events.tables(0, range(rank, len(blocks), 2), readers=2))) for rank in range(2)]
+    ranks = [numbers(list(events.tables(0, range(rank, len(blocks), 2)))) for rank in range(2)]
     assert ranks == [blocks[0::2], blocks[1::2]]
     assert numbers(list(events.tables(0, [5, 0, 5]))) == [blocks[5], blocks[0], blocks[5]]
     assert list(events.tables(0, [])) == []
@@ -111,22 +93,20 @@ def test_two_parts_of_a_split_are_all_events(unequal: FirstPass) -> None:
     assert abs(len(learn) - 0.8 * 4_007) < 130
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_it_travels_without_events_and_reads_the_same_elsewhere(unequal: FirstPass, mode: Any) -> None:
-    events = planned_events(unequal, shuffle=True, mode=mode)
+def test_it_travels_without_events_and_reads_the_same_elsewhere(unequal: FirstPass) -> None:
+    events = planned_events(unequal, shuffle=True)
     before = numbers(everything(events, 3))
     pickled = pickle.dumps(events)
     # 4,007 events are at least 16 bytes each, before any value
     assert len(pickled) < 16 * 4_007 / 2
     assert numbers(everything(pickle.loads(pickled), 3)) == before
-    count = ray.remote(num_cpus=0)(lambda source: [source.blocks(0), source.by_tasks])
-    assert ray.get(count.remote(events)) == [len(before), mode == "block"]
+    count = ray.remote(num_cpus=0)(lambda source: source.blocks(0))
+    assert ray.get(count.remote(events)) == len(before)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_record_is_told_what_every_epoch_reads(unequal: FirstPass, mode: Any) -> None:
+def test_the_record_is_told_what_every_epoch_reads(unequal: FirstPass) -> None:
     record = new_record(unequal)
-    events = planned_events(unequal, mode=mode, name="train", record=record, part=(0.0, 0.5))
+    events = planned_events(unequal, name="train", record=record, part=(0.0, 0.5))
     read = sum(table.num_rows for table in everything(events))
     events.note(0)  # twice is as good as once
     (told,) = record.document()["readings"]
@@ -136,12 +116,11 @@ def test_the_record_is_told_what_every_epoch_reads(unequal: FirstPass, mode: Any
     assert told["total"]["read"] + told["total"]["elsewhere"] == 4_007
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_what_cannot_be_read_is_raised_as_it_was(write_tree, mode: Any) -> None:
+def test_what_cannot_be_read_is_raised_as_it_was(write_tree) -> None:
     path = write_tree(events=4_000, clusters=8)
     found = first_pass([Sample(path)], Inputs(include=["MET_pt"], normalise="none"))
     damage(path, "MET_pt")
-    tables = planned_events(found, mode=mode, reading=ReadingSettings(threads=1)).tables(0, [7, 0])
+    tables = planned_events(found, reading=ReadingSettings(threads=1)).tables(0, [7, 0])
     assert next(tables).num_rows == 500
     with pytest.raises(DataError, match=r"a\.root.*MET_pt"):
         next(tables)

@@ -67,7 +67,6 @@ def test_all_ways_give_the_same_events_in_the_same_order(two: list[Sample], shuf
     ways = {
         "one thread": here,
         "threads": planned_events(found, reading=ReadingSettings(threads=3), **options),
-        "tasks": planned_events(found, mode="block", **options),
     }
     epochs = []
     for epoch in range(2):
@@ -77,7 +76,6 @@ def test_all_ways_give_the_same_events_in_the_same_order(two: list[Sample], shuf
         assert all(len(tables) == 8 for tables in read.values())
         joined = {name: pa.concat_tables(tables) for name, tables in read.items()}
         assert same(joined["one thread"], joined["threads"])
-        assert same(joined["one thread"], joined["tasks"])
         assert same(joined["one thread"], table_of(dataset))
         some = list(here.tables(epoch, [5, 2]))
         assert same(some[0], read["one thread"][5])

@@ -154,14 +154,11 @@ def test_several_targets_come_as_a_tensor(simulated: Path) -> None:
     np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["plan", "block"])
-def test_a_label_outside_the_classes_is_refused_naming_file_tree_and_expression(
-    simulated: Path, mode: str
-) -> None:
+def test_a_label_outside_the_classes_is_refused_naming_file_tree_and_expression(simulated: Path) -> None:
     there = arrays_of(simulated, "nGood")["nGood"]
     first = int(np.flatnonzero(there == 2)[0])
     with pytest.raises(LabelError) as caught:
-        table_of([Sample(simulated, label=("nGood",))], classes=2, mode=mode)
+        table_of([Sample(simulated, label=("nGood",))], classes=2)
     assert f"the class 'nGood' of entry {first} in {simulated}, tree 'Events' is 2" in str(caught.value)
     assert "Classes are numbered 0 to 1" in str(caught.value)
 

@@ -71,8 +71,6 @@ def probability(x: Floats) -> Floats:
 class Blocks:
     """Events in blocks of some sizes; entries number them through."""
 
-    by_tasks = False
-
     def __init__(self, sizes: Sequence[int], targets: int = 1) -> None:
         self.starts = np.cumsum([0, *sizes])
         random = np.random.default_rng(2)
@@ -89,7 +87,7 @@ class Blocks:
         assert epoch == 0
         return len(self.starts) - 1
 
-    def tables(self, epoch: int, blocks: Sequence[int], *, readers: int) -> Iterator[pa.Table]:
+    def tables(self, epoch: int, blocks: Sequence[int]) -> Iterator[pa.Table]:
         for index in blocks:
             self.read.append(index)
             rows = np.arange(self.starts[index], self.starts[index + 1])
@@ -100,7 +98,9 @@ class Blocks:
 def asked(source: Blocks, group: Group | None = None, task: Task = BINARY, **options: Any) -> Evaluation:
     weighting = options.pop("weighting", Weighting((2.0, 1.0), "absolute"))
     formula = probability if task is BINARY else lambda x: x[:, :2] * 2 + 1
-    return evaluate(Formula(formula), source, SPEC, task, weighting, group or Group(), **options)
+    group = group or Group()
+    tables = source.tables(0, range(group.rank, source.blocks(0), group.size))
+    return evaluate(Formula(formula), tables, SPEC, task, weighting, group, **options)
 
 
 def on_ranks(size: int, run: Callable[[Group], Any]) -> list[Any]:

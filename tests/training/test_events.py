@@ -23,7 +23,7 @@ def identifiers(tables: list[pa.Table]) -> list[int]:
 
 
 def everything(source: StoredEvents, epoch: int = 0) -> list[pa.Table]:
-    return list(source.tables(epoch, range(source.blocks(epoch)), readers=1))
+    return list(source.tables(epoch, range(source.blocks(epoch))))
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
@@ -49,7 +49,7 @@ def test_blocks_are_the_same_in_every_epoch_and_come_as_asked_for(toy_pair: Call
     source = StoredEvents(toy_pair()[0], 2)
     first = [identifiers([table]) for table in everything(source)]
     assert [identifiers([table]) for table in everything(source, 7)] == first
-    some = [identifiers([table]) for table in source.tables(1, [5, 0, 5], readers=2)]
+    some = [identifiers([table]) for table in source.tables(1, [5, 0, 5])]
     assert some == [first[5], first[0], first[5]]
 
 
@@ -71,11 +71,11 @@ def test_a_dataset_is_run_once_whoever_reads(toy_pair: Callable[..., Any]) -> No
     assert [table["drawn"].to_pylist() for table in everything(source)] == before
 
     def elsewhere(given: StoredEvents) -> Any:
-        return [table["drawn"].to_pylist() for table in everything(given)], given.by_tasks
+        return [table["drawn"].to_pylist() for table in everything(given)]
 
     pickled = pickle.dumps(source)
     assert len(pickled) < 3000 * 4 * WIDTH / 2
-    assert ray.get(ray.remote(num_cpus=0)(elsewhere).remote(source)) == (before, False)
+    assert ray.get(ray.remote(num_cpus=0)(elsewhere).remote(source)) == before
 
 
 def numbered(table: pa.Table) -> pa.Table:

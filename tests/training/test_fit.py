@@ -204,14 +204,12 @@ def test_a_worker_killed_without_a_failure_budget_is_a_model_error(
 class Damaged:
     """A source whose second block cannot be read."""
 
-    by_tasks = False
-
     def prepare(self) -> None: ...
 
     def blocks(self, epoch: int) -> int:
         return 2
 
-    def tables(self, epoch: int, blocks: Sequence[int], *, readers: int) -> Iterator[Any]:
+    def tables(self, epoch: int, blocks: Sequence[int]) -> Iterator[Any]:
         for block in blocks:
             if block == 1:
                 raise FileUnreadableError("/data/a.root is cut short", "Fetch it again")

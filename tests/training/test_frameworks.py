@@ -94,8 +94,6 @@ def network(name: str, kind: str = "binary", **changes: Any) -> Any:
 class Given:
     """A batch of events as a source of one block."""
 
-    by_tasks = False
-
     def __init__(self, batch: Any) -> None:
         self.batch = batch
 
@@ -104,7 +102,7 @@ class Given:
     def blocks(self, epoch: int) -> int:
         return 1
 
-    def tables(self, epoch: int, blocks: Any, *, readers: int) -> Any:
+    def tables(self, epoch: int, blocks: Any) -> Any:
         from mlaas_ray.streaming.blocks import table_of
 
         count = len(self.batch)

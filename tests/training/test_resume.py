@@ -35,8 +35,6 @@ MEMORY = {"kept": 1 << 20, "two windows": 80_000, "read again": 40_000}
 class Blocks:
     """Events in blocks of uneven sizes, made anew whenever they are read."""
 
-    by_tasks = False
-
     def __init__(self, seed: int, sizes: Sequence[int]) -> None:
         self.seed, self.sizes = seed, sizes
 
@@ -45,7 +43,7 @@ class Blocks:
     def blocks(self, epoch: int) -> int:
         return len(self.sizes)
 
-    def tables(self, epoch: int, blocks: Sequence[int], *, readers: int) -> Iterator[pa.Table]:
+    def tables(self, epoch: int, blocks: Sequence[int]) -> Iterator[pa.Table]:
         for block in blocks:
             size = self.sizes[block]
             yield toy_table(max(2, size), self.seed + block).slice(0, size)

@@ -23,8 +23,6 @@ ROW = 4 * 2 + 16
 class Numbered:
     """Events numbered through, in blocks; each epoch has them in blocks of another order."""
 
-    by_tasks = False
-
     def __init__(self, sizes: Sequence[int], *, fails_at: int | None = None, in_order: bool = False) -> None:
         self.sizes = list(sizes)
         self.in_order = in_order
@@ -41,7 +39,7 @@ class Numbered:
     def blocks(self, epoch: int) -> int:
         return len(self.sizes)
 
-    def tables(self, epoch: int, blocks: Sequence[int], *, readers: int) -> Iterator[pa.Table]:
+    def tables(self, epoch: int, blocks: Sequence[int]) -> Iterator[pa.Table]:
         self.asked.append((epoch, list(blocks)))
         order = np.arange(len(self.sizes))
         if not self.in_order:
@@ -298,9 +296,9 @@ class Changing(Numbered):
         super().__init__([40, 30])
         self.change = change
 
-    def tables(self, epoch: int, blocks: Sequence[int], *, readers: int) -> Iterator[pa.Table]:
+    def tables(self, epoch: int, blocks: Sequence[int]) -> Iterator[pa.Table]:
         again = bool(self.asked)
-        for table in super().tables(epoch, blocks, readers=readers):
+        for table in super().tables(epoch, blocks):
             yield self.change(table) if again else table
 
 

@@ -26,8 +26,6 @@ class Blocks:
         worse: Passes after which the first block lacks an event.
     """
 
-    by_tasks = False
-
     def __init__(self, kind: str, sizes: Sequence[int], worse: int | None = None) -> None:
         self.sizes = sizes
         self.ends = np.cumsum([0, *sizes])
@@ -40,7 +38,7 @@ class Blocks:
     def blocks(self, epoch: int) -> int:
         return len(self.sizes)
 
-    def tables(self, epoch: int, blocks: Sequence[int], *, readers: int) -> Iterator[pa.Table]:
+    def tables(self, epoch: int, blocks: Sequence[int]) -> Iterator[pa.Table]:
         from mlaas_ray.streaming.blocks import table_of
 
         self.passes += 1

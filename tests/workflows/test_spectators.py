@@ -42,7 +42,9 @@ def judged_of(job: Job) -> tuple[Answers, Any]:
     found = first_pass(job.samples({}), job.wanted, reading=job.reading, key=job.split.key, progress=False)
     source = planned_events(found, part=job.split.parts[1], seed=job.seed, classes=2)
     network: Any = Asked()
-    seen = evaluate(network, source, found.features, Task(), Weighting(), Group())
+    seen = evaluate(
+        network, source.tables(0, range(source.blocks(0))), found.features, Task(), Weighting(), Group()
+    )
     rows, columns = seen.answers, found.features.columns
     inputs = {name: seen.inputs[:500, place] for place, name in enumerate(columns)}
     return (
