@@ -1,11 +1,12 @@
 """What streaming costs: events of ROOT files to rows in Ray's blocks, and inside a training worker.
 
-Four ways to the same rows, each in processes of its own, in one run:
+Five ways to the same rows, each in processes of its own, in one run:
 
 - plain: one process, own decoding and one compiled loop, no Ray (benchmarks/loops.py);
 - awkward: what one writes today: uproot, then ak.pad_none, ak.fill_none and numpy for every branch;
-- block: read_root's tasks read, and this process takes the blocks out of the object store;
-- plan: a training worker reads its own blocks.
+- dataset: read_root's tasks read, and this process takes the blocks out of the object store;
+- cluster: the same tasks read for a training worker, which takes the blocks of its shard;
+- workers: a training worker reads its own blocks.
 
 Each is asked for the CPU seconds of its whole process tree: all of them, and those while it runs, from the
 first rows to the last.
@@ -32,7 +33,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-WAYS = ("plain", "awkward", "block", "plan")
+WAYS = ("plain", "awkward", "dataset", "cluster", "workers")
 OBJECT_STORE = 2_000_000_000
 
 
@@ -125,7 +126,7 @@ def awkward(files: list[str], features: Any, cpus: int, tell: Told) -> None:
     loops.awkward(files, features, lambda rows: tell(len(rows)))
 
 
-def block(files: list[str], features: Any, cpus: int, tell: Told) -> None:
+def dataset(files: list[str], features: Any, cpus: int, tell: Told) -> None:
     """Take blocks out of the object store."""
     import ray
 
@@ -133,27 +134,48 @@ def block(files: list[str], features: Any, cpus: int, tell: Told) -> None:
 
     _start(cpus)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    dataset = read_root(files, "Events", features=features, shuffle=True, reading=_reading())
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    events = read_root(files, "Events", features=features, shuffle=True, reading=_reading())
+    for batch in events.iter_batches(batch_size=None, batch_format="pyarrow"):
         tell(batch.num_rows)
 
 
-def plan(files: list[str], features: Any, cpus: int, tell: Told) -> None:
-    """Read in the worker of a TorchTrainer, which writes down its counts as they come."""
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
+def workers(files: list[str], features: Any, cpus: int, tell: Told) -> None:
+    """Read in the worker of a TorchTrainer."""
     from mlaas_ray.streaming import Sample, first_pass, planned_events
 
     _start(cpus)
     found = first_pass([Sample(files, "Events")], features=features, reading=_reading())
+    _trained({"events": planned_events(found, shuffle=True)}, {"CPU": cpus}, {}, tell)
+
+
+def cluster(files: list[str], features: Any, cpus: int, tell: Told) -> None:
+    """Read by Ray Data's tasks, for the worker of a TorchTrainer, which needs no CPU to count."""
+    from mlaas_ray.streaming import Sample, cluster_events, first_pass
+
+    _start(cpus)
+    found = first_pass([Sample(files, "Events")], features=features, reading=_reading())
+    events = cluster_events(found, shuffle=True, name="train")
+    _trained({"begin": events.begin}, {"CPU": 0.01}, {"train": events.dataset}, tell)
+
+
+def _trained(
+    config: dict[str, Any], resources: dict[str, float], datasets: dict[str, Any], tell: Told
+) -> None:
+    """Run a worker, which writes down its counts as they come."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from mlaas_ray.training.shards import WholeShards
+
     with tempfile.TemporaryDirectory() as storage:
         told = Path(storage, "told")
         trainer = TorchTrainer(
             _consume,
-            train_loop_config={"events": planned_events(found, shuffle=True), "told": str(told)},
-            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": cpus}),
+            train_loop_config={**config, "told": str(told)},
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker=resources),
             run_config=RunConfig(storage_path=storage),
+            datasets=datasets,
+            dataset_config=WholeShards(),
         )
         thread = threading.Thread(target=trainer.fit)
         thread.start()
@@ -175,9 +197,17 @@ def _reading() -> Any:
 
 
 def _consume(config: dict[str, Any]) -> None:
-    events = config["events"]
+    if "begin" in config:
+        from mlaas_ray.training.events import Shards
+        from mlaas_ray.training.group import Group
+        from mlaas_ray.training.shards import tables
+
+        given = tables(Shards("train", config["begin"]), Group())
+    else:
+        events = config["events"]
+        given = events.tables(0, range(events.blocks(0)))
     with open(config["told"], "w", buffering=1) as told:
-        for table in events.tables(0, range(events.blocks(0))):
+        for table in given:
             told.write(f"{table.num_rows}\n")
 
 
@@ -260,9 +290,10 @@ def compare(files: list[str], events: int, usual: int, repeats: int) -> dict[str
             for way, given, cpus in (
                 ("plain", many, 1),
                 ("awkward", few, 1),
-                ("block", many, 2),
-                ("block_1_cpu", many, 1),
-                ("plan", many, 2),
+                ("dataset", many, 2),
+                ("cluster", many, 2),
+                ("cluster_1_cpu", many, 1),
+                ("workers", many, 2),
             ):
                 result = once(way.removesuffix("_1_cpu"), given, features, cpus)
                 runs.setdefault(way, []).append(result)
@@ -272,9 +303,9 @@ def compare(files: list[str], events: int, usual: int, repeats: int) -> dict[str
     }
     for kind, key in (("", "cpu_s_per_mev"), ("running_", "running_cpu_s_per_mev")):
         cost = {way: result[way][key] for way in runs}
-        result[f"{kind}block_over_plain"] = cost["block"] / cost["plain"]
-        result[f"{kind}plan_over_plain"] = cost["plan"] / cost["plain"]
-        result[f"{kind}awkward_over_plan"] = cost["awkward"] / cost["plan"]
+        for way in ("dataset", "cluster", "workers"):
+            result[f"{kind}{way}_over_plain"] = cost[way] / cost["plain"]
+        result[f"{kind}awkward_over_workers"] = cost["awkward"] / cost["workers"]
     return result
 
 
