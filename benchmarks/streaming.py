@@ -149,13 +149,13 @@ def workers(files: list[str], features: Any, cpus: int, tell: Told) -> None:
 
 
 def cluster(files: list[str], features: Any, cpus: int, tell: Told) -> None:
-    """Read by Ray Data's tasks, for the worker of a TorchTrainer, which needs no CPU to count."""
+    """Read by Ray Data's tasks, for the worker of a TorchTrainer, which has a CPU of its own to Ray."""
     from mlaas_ray.streaming import Sample, cluster_events, first_pass
 
-    _start(cpus)
+    _start(cpus + 1)
     found = first_pass([Sample(files, "Events")], features=features, reading=_reading())
     events = cluster_events(found, shuffle=True, name="train")
-    _trained({"begin": events.begin}, {"CPU": 0.01}, {"train": events.dataset}, tell)
+    _trained({"begin": events.begin}, {"CPU": 1}, {"train": events.dataset}, tell)
 
 
 def _trained(

@@ -27,6 +27,9 @@ _TASK_BLOCKS = 8
 _ORDERED_TASK_BLOCKS = 2
 # Tasks there should be for each CPU, so that they end together.
 _TASKS_PER_CPU = 4
+# Of the object store, what the blocks of one task for each CPU may come to: Ray Data starts no more tasks than
+# it has room for all that they may give.
+_STORE_SHARE = 0.25
 
 
 class RootDatasource(Datasource):
@@ -52,7 +55,9 @@ class RootDatasource(Datasource):
         for name in PLACE if agenda else ():
             self._schema = self._schema.append(pa.field(name, pa.int32()))
         self._paths = [file.source.path for file in events.reader.files]
-        self._cpus = float(ray.cluster_resources().get("CPU", 1.0))  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self._cpus = max(1.0, resources.get("CPU", 1.0))
+        self._store = resources.get("object_store_memory", 0.0)
         # Sent once, not with every task: it knows every file.
         self._reader = ray.put(events.reader)
 
@@ -88,7 +93,8 @@ class RootDatasource(Datasource):
         options = getattr(data_context, "execution_options", None)
         ordered = getattr(options, "preserve_order", False)
         most = _ORDERED_TASK_BLOCKS if ordered else _TASK_BLOCKS
-        each = max(1, min(most, int(len(blocks) / (self._cpus * _TASKS_PER_CPU))))
+        room = _STORE_SHARE * self._store / self._cpus / max(1, self.block_bytes)
+        each = max(1, int(min(most, room, len(blocks) / (self._cpus * _TASKS_PER_CPU))))
         if not (ordered or self.shuffles):
             each = max(1, len(blocks))  # Ray gives on the tasks' blocks as they come, but one task's in order
         return [
