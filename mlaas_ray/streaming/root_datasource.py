@@ -27,8 +27,8 @@ _TASK_BLOCKS = 8
 _ORDERED_TASK_BLOCKS = 2
 # Tasks there should be for each CPU, so that they end together.
 _TASKS_PER_CPU = 4
-# Of the object store, what the blocks of one task for each CPU may come to: Ray Data starts no more tasks than
-# it has room for all that they may give.
+# Of the object store, what the blocks of one task for each CPU may come to: Ray Data starts no more tasks
+# than it has room for all that they may give.
 _STORE_SHARE = 0.25
 
 
