@@ -114,7 +114,9 @@ def fit(
     where = str(storage)
     if filesystem is None and "://" not in where:
         where = str(Path(where).expanduser().absolute())
-    from ray.train.torch import TorchConfig, TorchTrainer  # imports PyTorch
+    from ray.train.torch import TorchConfig  # imports PyTorch
+
+    from mlaas_ray.training.trainer import Trainer
 
     with delivered(on_epoch, on_step) as mailbox, _controlled(), _own_interrupt():
         least, most = settings.worker_range
@@ -153,8 +155,9 @@ def fit(
             mailbox=mailbox,
             storage=where,
         )
-        trainer = TorchTrainer(
+        trainer = Trainer(
             train_worker,
+            own_ray=_on_own_ray(),
             train_loop_config={"run": run},
             # NCCL wants a GPU for each
             torch_config=TorchConfig(

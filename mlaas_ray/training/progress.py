@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlaas_ray.training.settings import EpochReport, StepReport
@@ -19,46 +20,36 @@ Report = EpochReport | StepReport
 _ARRIVAL_S = 10.0
 
 
-class _Box:
-    """An actor: reports go in, and come out one by one in their order; None ends them."""
-
-    def __init__(self) -> None:
-        self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
-
-    async def put(self, report: Report | None) -> None:
-        await self._reports.put(report)
-
-    async def take(self) -> Report | None:
-        return await self._reports.get()
-
-
 class Mailbox:
-    """Where a worker posts its reports; it pickles."""
+    """Where a worker posts its reports; it pickles.
+
+    The reports come out one by one in their order; None ends them. They are bytes on the way, so that the
+    queue's process imports nothing to hold them.
+    """
 
     def __init__(self) -> None:
         # on the caller's own node, so that it is there as long as the caller
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(_Box)
-        self._box = actor.options(num_cpus=0, scheduling_strategy=here).remote()
+        self._box: Any = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
     def post(self, report: Report) -> None:
         """Send a report, and wait until it is there, but not until anybody takes it."""
         # an asyncio actor may begin calls in another order than they were made in, from whichever process
-        ray.wait([self._box.put.remote(report)], timeout=_ARRIVAL_S)
+        ray.wait([self._box.actor.put.remote(pickle.dumps(report))], timeout=_ARRIVAL_S)
 
     def take(self) -> Report | None:
         """Wait for the next report; None when there are no more."""
-        report: Report | None = ray.get(self._box.take.remote())
+        report: Report | None = pickle.loads(self._box.get())
         return report
 
     def end(self) -> None:
         """Say that no more will come."""
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._box.put.remote(None))
+            self._box.put(pickle.dumps(None))
 
     def close(self) -> None:
         """Be gone."""
-        ray.kill(self._box)
+        self._box.shutdown(force=True)
 
 
 @contextlib.contextmanager

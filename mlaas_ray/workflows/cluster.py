@@ -37,23 +37,20 @@ def connected(address: str | None = None) -> Iterator[None]:
         return
     where = ray_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own: dict[str, Any] = {}
+    # A worker must have the time-outs before anything loads XRootD in it.
+    variables = {name: os.environ.get(name, value) for name, value in XROOTD_SETTINGS.items()}
+    settings: dict[str, Any] = {"runtime_env": {"env_vars": variables}}
     if where == LOCAL:
         # Ray turns token authentication on by itself where it finds a token; this one serves nobody else.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        own["include_dashboard"] = False
-    # A worker must have the time-outs before anything loads XRootD in it.
-    variables = {name: os.environ.get(name, value) for name, value in XROOTD_SETTINGS.items()}
+        # Its workers inherit the time-outs. Every process of a runtime environment starts Python twice, and
+        # those that Ray starts in advance are of none.
+        settings = {"include_dashboard": False}
     # Ray replaces it, and on SIGTERM kills its processes before anybody can say or write down anything
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address=where,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={"env_vars": variables},
-            **own,
-        )
+        with _environment(variables if where == LOCAL else {}):
+            ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False, **settings)
     except ConnectionError as error:
         raise ServiceError(f"no Ray at {where}: {error}", "Start one with 'ray start --head'") from None
     if callable(handler) and threading.current_thread() is threading.main_thread():
@@ -62,6 +59,18 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Run a block with more environment variables, which what it starts inherits."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def durable(folder: str | os.PathLike[str]) -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,25 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, samples: dict[s
     assert done.returncode == 2
     assert "error: no Ray at 127.0.0.1:1: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_workers_of_ones_own_ray_have_the_time_outs_of_xrootd_or_those_the_user_set() -> None:
+    program = """
+import os, ray
+from mlaas_ray.workflows import connected
+before = dict(os.environ)
+names = ("XRD_REQUESTTIMEOUT", "XRD_CONNECTIONRETRY")
+with connected("local"):
+    print(*ray.get(ray.remote(lambda: [os.environ.get(name) for name in names]).remote()))
+print({name for name in os.environ if name.startswith("XRD_")} - set(before))
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("XRD_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=clean | {"XRD_CONNECTIONRETRY": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
+    )
+    assert done.stdout.splitlines() == ["60 7", "set()"]

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+
+from mlaas_ray.training.trainer import Trainer
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize(
+    ("own_ray", "unused"),
+    [(True, {"DatasetsCallback", "PlacementGroupCleanerCallback"}), (False, {"DatasetsCallback"})],
+)
+def test_ray_train_starts_no_process_for_what_is_not_used(own_ray: bool, unused: set[str]) -> None:
+    trainer = Trainer(print, own_ray=own_ray)
+    usual = {type(each).__name__ for each in super(Trainer, trainer)._create_default_callbacks()}
+    assert usual - {type(each).__name__ for each in trainer._create_default_callbacks()} == unused
