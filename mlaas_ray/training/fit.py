@@ -119,22 +119,9 @@ def fit(
     from mlaas_ray.training.trainer import Trainer
 
     with delivered(on_epoch, on_step) as mailbox, _controlled(), _own_interrupt():
-        least, most = settings.worker_range
-        datasets: dict[str, Any] = {}
-        sources: list[EventSource | Shards] = []
-        for kind, events in (("train", train), ("validation", validation)):
-            if not isinstance(events, Dataset | DatasetSource):
-                sources.append(events)
-                continue
-            dataset, begin = (events, None) if isinstance(events, Dataset) else (events.dataset, events.begin)
-            again = not getattr(chosen, "by_steps", True) or (
-                begin is None and settings.checkpoint.every_steps
-            )
-            if again:
-                sources.append(StoredEvents(dataset, most))
-            else:
-                datasets[kind] = dataset
-                sources.append(Shards(kind, begin))
+        least, _ = settings.worker_range
+        given = {"train": train, "validation": validation}
+        sources, datasets = _handed_on(given, settings, getattr(chosen, "by_steps", True))
         check_workers(settings, for_reading=bool(datasets))
         if settings.cpus_per_worker is None:
             share = cpu_share(_nodes(), least, for_reading=bool(datasets))
@@ -148,8 +135,7 @@ def fit(
             settings=settings,
             weighting=weighting or Weighting((1.0,)),
             seed=seed,
-            train=sources[0],
-            validation=sources[1],
+            **sources,
             expected=expected,
             first_weights=first_weights or {},
             mailbox=mailbox,
@@ -175,6 +161,27 @@ def fit(
         except (TrainingFailedError, ray.exceptions.RayError) as error:
             raise unwrap(error) from error
     return _trained(result, chosen, features, task)
+
+
+def _handed_on(
+    given: Mapping[str, EventSource | DatasetSource | Dataset], settings: TrainSettings, by_steps: bool
+) -> tuple[dict[str, EventSource | Shards], dict[str, Dataset]]:
+    """Return what workers are told of where their events come from, and the datasets that they share in."""
+    sources: dict[str, EventSource | Shards] = {}
+    datasets: dict[str, Dataset] = {}
+    for name, events in given.items():
+        if isinstance(events, Dataset):
+            dataset, begin = events, None
+        elif isinstance(events, DatasetSource):
+            dataset, begin = events.dataset, events.begin
+        else:
+            sources[name] = events
+            continue
+        if by_steps and (begin is not None or not settings.checkpoint.every_steps):
+            datasets[name], sources[name] = dataset, Shards(name, begin)
+        else:
+            sources[name] = StoredEvents(dataset, settings.worker_range[1])
+    return sources, datasets
 
 
 def unwrap(error: BaseException) -> MlaasError:
