@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import ray
+import ray.train
 from ray.data import Dataset
 
 # Blocks that a stored dataset is cut into for each worker, so that all get some of each class.
@@ -65,6 +66,10 @@ class Shards:
 
     name: str
     begin: Begin | None = None
+
+    def prepare(self) -> None:
+        """Let the process that deals them out start, while a framework is loaded here."""
+        ray.train.get_dataset_shard(self.name)
 
 
 class StoredEvents:

@@ -98,9 +98,8 @@ class Run:
 def train_worker(config: dict[str, Run]) -> None:
     """Train on this worker, together with the others of its Ray Train group."""
     run = config["run"]
-    for events in (run.train, run.validation):
-        if not isinstance(events, Shards):
-            events.prepare()
+    run.train.prepare()
+    run.validation.prepare()
     with tempfile.TemporaryDirectory() as folder:
         best = Path(folder) / "best"
         best.mkdir()

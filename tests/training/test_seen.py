@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlaas_ray.core.errors import JobError
 from mlaas_ray.training.cursor import Cursor
+from mlaas_ray.training.loop import _Worker
 from mlaas_ray.training.seen import Places, Seen, ShardCursor
-from mlaas_ray.training.state import _progress
+from mlaas_ray.training.state import Progress, _progress
 
 
 def places(block: int, rows: list[int], size: int) -> Places:
@@ -54,3 +57,20 @@ def test_a_checkpoint_knows_which_kind_of_cursor_it_holds(cursor: Cursor | Shard
     read = _progress(json.dumps({"cursor": cursor.document(), "steps": 3}).encode())
     assert type(read.cursor) is type(cursor)
     assert read.cursor.epoch == 4
+
+
+@pytest.mark.parametrize(
+    ("kept", "wanted", "mode"), [(ShardCursor, Cursor, "cluster"), (Cursor, ShardCursor, "workers")]
+)
+def test_an_epoch_is_gone_on_with_in_the_mode_that_began_it(kept: Any, wanted: Any, mode: str) -> None:
+    worker = _Worker.__new__(_Worker)
+    worker._cursors = wanted
+    worker.progress = Progress(kept.start(2), steps=7)
+    with pytest.raises(
+        JobError, match=f"within epoch 3, .* reading.mode: {mode}. .*--set reading.mode={mode}"
+    ):
+        worker._adopt()
+    # where it has begun nothing, either will do
+    worker.progress.steps = 0
+    worker._adopt()
+    assert worker.progress.cursor == wanted.start(2)
