@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -88,13 +87,6 @@ class PlannedEvents:
             ]
             self._epoch = (epoch, blocks)
         return self._epoch[1]
-
-
-@functools.lru_cache(maxsize=4)
-def shared_reader(reader: ray.ObjectRef[Reader]) -> Reader:
-    """Return a reader from the object store, once per process: it knows every file."""
-    found: Reader = ray.get(reader)
-    return found
 
 
 def _cpus_here() -> int:

@@ -51,6 +51,8 @@ def values_of(
     """
     few = judged.taken(len(next(iter(judged.inputs.values()), judged.y)))
     events = read_events(found, part=job.split.parts[1], seed=job.seed, reading=job.reading, classes=classes)
+    events.context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # which tells on the terminal what it does
     chosen = Chosen(len(few.y))
     for table in events.iter_batches(batch_size=None, batch_format="pyarrow"):
         for rows in block_arrays(table, ("x", "y", *_IDS)):
