@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlaas_ray.core.errors import ServiceError
@@ -39,6 +41,18 @@ def ray_address(address: str | None = None) -> str:
                 "Start one with 'ray start --head', or leave the address out",
             ) from None
     return where
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Run a block with more environment variables, which what it starts inherits; those that are set stay."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _last_started() -> str:

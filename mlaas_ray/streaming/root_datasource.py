@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -43,11 +42,11 @@ class RootDatasource(Datasource):
 
     Args:
         events: What to read, in which blocks.
-        agenda: What says which epoch to read, and which of its blocks not; the rows then have the columns of
-            :data:`~mlaas_ray.streaming.blocks.PLACE`, too.
+        agenda: A record that says which epoch to read, and which of its blocks not; the rows then have the
+            columns of :data:`~mlaas_ray.streaming.blocks.PLACE`, too.
     """
 
-    def __init__(self, events: PlannedEvents, agenda: Agenda | None = None) -> None:
+    def __init__(self, events: PlannedEvents, agenda: Record | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._events = events
         self._agenda = agenda
@@ -87,7 +86,8 @@ class RootDatasource(Datasource):
         """Make tasks of some blocks each, whatever parallelism Ray would like."""
         epoch, left_out = getattr(data_context, "_execution_idx", 0), set[int]()
         if self._agenda is not None:
-            epoch, left_out = self._agenda.wanted()
+            epoch, done = self._agenda.wanted(self._events.name)
+            left_out = {block for first, last in done for block in range(first, last + 1)}
         blocks = [block for block in self._events.planned(epoch) if block.index not in left_out]
         self._events.note(epoch)
         options = getattr(data_context, "execution_options", None)
@@ -126,7 +126,7 @@ def _read(reader: ray.ObjectRef[Reader], blocks: list[Block], places: bool) -> I
         yield placed(table, block.index) if places else table
 
 
-def dataset_of(events: PlannedEvents, agenda: Agenda | None = None) -> ray.data.Dataset:
+def dataset_of(events: PlannedEvents, agenda: Record | None = None) -> ray.data.Dataset:
     """Return a reading as a Ray Dataset; arguments as of :class:`RootDatasource`."""
     ensure_ray()
     source = RootDatasource(events, agenda)
@@ -138,28 +138,6 @@ def dataset_of(events: PlannedEvents, agenda: Agenda | None = None) -> ray.data.
     if not source.shuffles and agenda is None:  # else Ray gives on whatever is read first
         dataset.context.execution_options.preserve_order = True
     return dataset
-
-
-@dataclass(frozen=True)
-class Agenda:
-    """What the next pass over a reading is to read; it pickles, and the record keeps it.
-
-    Attributes:
-        record: Of the run.
-        name: Of the reading.
-    """
-
-    record: Record
-    name: str
-
-    def begin(self, epoch: int, done: Sequence[tuple[int, int]] = ()) -> None:
-        """Say which epoch the next pass reads, without blocks from and to some numbers."""
-        self.record.want(self.name, epoch, done)
-
-    def wanted(self) -> tuple[int, set[int]]:
-        """Return the epoch, and the numbers of the blocks that are left out."""
-        epoch, done = self.record.wanted(self.name)
-        return epoch, {block for first, last in done for block in range(first, last + 1)}
 
 
 class ClusterEvents:
@@ -176,6 +154,6 @@ class ClusterEvents:
     """
 
     def __init__(self, events: PlannedEvents, record: Record) -> None:
-        agenda = Agenda(record, events.name)
-        self.dataset = dataset_of(events, agenda)
-        self.begin: Callable[[int, Sequence[tuple[int, int]]], None] = agenda.begin
+        self.dataset = dataset_of(events, record)
+        self.begin: Callable[[int, Sequence[tuple[int, int]]], None]
+        self.begin = functools.partial(record.want, events.name)

@@ -72,7 +72,7 @@ class ReadingSettings(Settings):
         cache: Copies of remote files; left out, none are kept.
         ahead_bytes: Compressed bytes a reader may have fetched ahead.
         in_flight: Reads a reader may have under way at once.
-        threads: Blocks that a consumer decodes at once in plan mode; left out, one for each CPU it has.
+        threads: Blocks that a consumer decodes at once with ``mode: workers``; by default one for each CPU.
     """
 
     mode: Annotated[Literal["auto", "workers", "cluster"], BeforeValidator(_named_before)] = "auto"

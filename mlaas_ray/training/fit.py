@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 import uuid
@@ -26,7 +25,7 @@ from ray.train import (
 )
 
 from mlaas_ray.core import FeatureSpec, MlaasError
-from mlaas_ray.core.cluster import see_logs
+from mlaas_ray.core.cluster import environment, see_logs
 from mlaas_ray.core.errors import ExportError, JobError, ModelError
 from mlaas_ray.core.task import Task
 from mlaas_ray.training.check import check_model, worker_environment
@@ -118,7 +117,9 @@ def fit(
 
     from mlaas_ray.training.trainer import Trainer
 
-    with delivered(on_epoch, on_step) as mailbox, _controlled(), _own_interrupt():
+    own_ray = _on_own_ray()
+    controlled = {**_POLL, **(_NO_WATCH if own_ray else {})}  # where the user has not said so
+    with delivered(on_epoch, on_step) as mailbox, environment(controlled), _own_interrupt():
         least, _ = settings.worker_range
         given = {"train": train, "validation": validation}
         sources, datasets = _handed_on(given, settings, getattr(chosen, "by_steps", True))
@@ -143,7 +144,7 @@ def fit(
         )
         trainer = Trainer(
             train_worker,
-            own_ray=_on_own_ray(),
+            own_ray=own_ray,
             train_loop_config={"run": run},
             # NCCL wants a GPU for each
             torch_config=TorchConfig(
@@ -348,19 +349,6 @@ def cpu_share(nodes: Sequence[float], workers: int, *, for_reading: bool) -> flo
         cpus = cpus - 1 if cpus > 1 else cpus / 2
     share = cpus / on_a_node
     return float(min(_MOST_CPUS, int(share))) if share >= 1 else int(share * 100) / 100 or 0.01
-
-
-@contextlib.contextmanager
-def _controlled() -> Iterator[None]:
-    """Set what Ray Train's controller does, where the user has not said so."""
-    wanted = {**_POLL, **(_NO_WATCH if _on_own_ray() else {})}
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
 
 
 @contextlib.contextmanager

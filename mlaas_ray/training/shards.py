@@ -6,7 +6,6 @@ choice, and another one in the next pass.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import ray.train
 from ray.data import Dataset
 from ray.train import DataConfig
 
+from mlaas_ray.core.errors import ModelError
 from mlaas_ray.training.batches import Batch, batches, block_arrays
 from mlaas_ray.training.events import Shards
 from mlaas_ray.training.group import Group
@@ -72,16 +72,10 @@ class ShardStream(Stream):
     def __init__(self, shards: Shards, width: int, limit: int, **more: Any) -> None:
         super().__init__(width, limit, **more)
         self._shards = shards
-        self._cursor = ShardCursor.start(0)
-        self._kept: ShardCursor | None = None
+        self._cursor: ShardCursor = ShardCursor.start(0)
         self._before = Seen()  # by all ranks, when the epoch was gone on with
         self._seen = Seen()
         self._exhausted = False
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch that was started, from 0."""
-        return self._cursor.epoch
 
     @property
     def ended(self) -> bool:
@@ -94,17 +88,9 @@ class ShardStream(Stream):
         Args:
             cursor: What :meth:`cursor` or :meth:`following` gave, in this process or another.
         """
-        self._cursor = cursor
-        self._at_hand.clear()
-        self._used.clear()
         self._before, self._seen = Seen.of(cursor.seen), Seen()
-        if cursor is self._kept:
-            for window in self._windows:
-                window.begin(self._seed, cursor.epoch)
-            self._waiting = deque(self._windows)
-            return
-        self.close()
-        self._windows, self._waiting, self._kept, self._exhausted = [], deque(), None, False
+        if not self._restarted(cursor):
+            self._exhausted = False
 
     def read_ahead(self) -> None:
         """Begin to fill the memory for the epoch that was started, if that was not begun."""
@@ -113,8 +99,14 @@ class ShardStream(Stream):
             self._loader = _Loader(given, self._buffers, self._before, self._shards.begin is not None)
 
     def everything(self) -> OrderedEvents:
-        """Refuse: no second pass would give the same events."""
-        raise NotImplementedError("a network that needs the same batches again is given stored events")
+        """Refuse: no second pass would give the same events.
+
+        Raises:
+            ModelError: Always; who needs the same batches again says so beforehand, and gets stored events.
+        """
+        raise ModelError(
+            "the framework asks for all events at once, and these come in steps", "Say by_steps = False in it"
+        )
 
     def cursor(self) -> ShardCursor:
         """Return how far all ranks have come in the epoch; all must ask together."""

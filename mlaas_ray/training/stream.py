@@ -44,11 +44,19 @@ class Stream(ABC):
         self._limit = limit
         self._buffers = [Buffer(self._none, limit // BUFFERS) for _ in range(BUFFERS)]
         self._loader: Loader | None = None
+        self._cursor: Any = None  # of the epoch that was started
+        self._kept: Any = None  # of a next one whose windows are all in memory
         self._windows: list[Window] = []  # those of this epoch, as far as they were read
         self._waiting: deque[Window] = deque()  # of them, those still in memory whose turn has not come
         self._at_hand: deque[Window] = deque()
         self._used: list[Window] = []  # given out, but perhaps still being looked at
         self.waited = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that was started, from 0."""
+        epoch: int = self._cursor.epoch
+        return epoch
 
     @property
     def ready(self) -> int:
@@ -101,6 +109,21 @@ class Stream(ABC):
             self._loader.close()
             self._loader = None
 
+    def _restarted(self, cursor: Any) -> bool:
+        """Begin an epoch; return whether its windows are those in memory, and else forget them."""
+        self._cursor = cursor
+        self._at_hand.clear()
+        self._used.clear()
+        again = cursor == self._kept
+        if again:
+            for window in self._windows:
+                window.begin(self._seed, cursor.epoch)
+        else:
+            self.close()
+            self._windows, self._kept = [], None
+        self._waiting = deque(self._windows)
+        return bool(again)
+
     @abstractmethod
     def _next(self) -> Window | None:
         """Return the next window, waiting for it; None when it turns out that there is none."""
@@ -136,14 +159,8 @@ class EventStream(Stream):
         super().__init__(width, limit, **more)
         self._source = source
         self._deal = Deal((), [], np.empty(0, np.int64), 0)
-        self._cursor = Cursor.start(0)
+        self._cursor: Cursor = Cursor.start(0)
         self._wanted = 0  # blocks that were dealt to this rank, or left to it in windows
-        self._kept: Cursor | None = None
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch that was started, from 0."""
-        return self._cursor.epoch
 
     @property
     def ended(self) -> bool:
@@ -156,16 +173,8 @@ class EventStream(Stream):
         Args:
             cursor: What :meth:`cursor` or :meth:`following` gave, in this process or another.
         """
-        self._cursor = cursor
-        self._at_hand.clear()
-        self._used.clear()
-        if cursor == self._kept:
-            for window in self._windows:
-                window.begin(self._seed, cursor.epoch)
-            self._waiting = deque(self._windows)
+        if self._restarted(cursor):
             return
-        self.close()
-        self._windows, self._waiting, self._kept = [], deque(), None
         blocks = self._source.blocks(cursor.source)
         self._deal = cursor.deal(blocks, self._group.rank, self._group.size)
         groups, rest = self._asked
@@ -203,8 +212,8 @@ class EventStream(Stream):
         if len(kept) < len(positions):
             return Cursor.start(epoch)
         unseen = [replace(each, parts=tuple(replace(part, seen=0) for part in each.parts)) for each in kept]
-        self._kept = joined(epoch, self._cursor.source, (), unseen)
-        return self._kept
+        self._kept = following = joined(epoch, self._cursor.source, (), unseen)
+        return following
 
     @property
     def _asked(self) -> tuple[list[tuple[int, ...]], list[int]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from mlaas_ray.core.cluster import LOCAL, ray_address
+from mlaas_ray.core.cluster import LOCAL, environment, ray_address
 from mlaas_ray.core.errors import ServiceError
 from mlaas_ray.streaming.xrootd import SETTINGS as XROOTD_SETTINGS
 
@@ -49,7 +49,7 @@ def connected(address: str | None = None) -> Iterator[None]:
     # Ray replaces it, and on SIGTERM kills its processes before anybody can say or write down anything
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        with _environment(variables if where == LOCAL else {}):
+        with environment(variables if where == LOCAL else {}):
             ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False, **settings)
     except ConnectionError as error:
         raise ServiceError(f"no Ray at {where}: {error}", "Start one with 'ray start --head'") from None
@@ -59,18 +59,6 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Run a block with more environment variables, which what it starts inherits."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
 
 
 def durable(folder: str | os.PathLike[str]) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray.train
+import uproot
 
 from mlaas_ray.core.inputs import Inputs
 from mlaas_ray.streaming import (
@@ -40,30 +41,15 @@ class Rank(OneOf):
 
 
 @pytest.fixture(scope="module")
-def found(write_trees) -> FirstPass:
+def found(tmp_path_factory: pytest.TempPathFactory) -> FirstPass:
     """Two files of 3,000 events; what identifies an event is in ``x``."""
-    paths = write_trees(events=EVENTS // 2, files=2)
-    return first_pass([Sample(paths)], Inputs(include=["MET_pt", "number"], normalise="none"))
-
-
-@pytest.fixture(scope="module")
-def write_trees(tmp_path_factory: pytest.TempPathFactory):
-    import uproot
-
-    def write(events: int, files: int) -> list[str]:
-        folder = tmp_path_factory.mktemp("trees")
-        paths = []
-        for file in range(files):
-            path = folder / f"{file}.root"
-            with uproot.recreate(path) as root:
-                numbers = np.arange(file * events, (file + 1) * events, dtype=np.float32)
-                root.mktree("Events", {"MET_pt": np.float32, "number": np.float32})
-                for part in np.array_split(numbers, 10):
-                    root["Events"].extend({"MET_pt": part % 100, "number": part})
-            paths.append(str(path))
-        return paths
-
-    return write
+    folder = tmp_path_factory.mktemp("trees")
+    for file, numbers in enumerate(np.array_split(np.arange(EVENTS, dtype=np.float32), 2)):
+        with uproot.recreate(folder / f"{file}.root") as root:
+            root.mktree("Events", {"MET_pt": np.float32, "number": np.float32})
+            for part in np.array_split(numbers, 10):
+                root["Events"].extend({"MET_pt": part % 100, "number": part})
+    return first_pass([Sample(folder)], Inputs(include=["MET_pt", "number"], normalise="none"))
 
 
 class Training:
