@@ -13,6 +13,8 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import extending, njit, types
 
+from mlaas_ray.core.compiling import alone
+
 # Its type would be that of the function it decorates, which is called otherwise.
 intrinsic: Any = extending.intrinsic
 
@@ -27,9 +29,9 @@ def compiled(function: Any, **options: Any) -> Any:
     """Compile at the first call, without Python's lock, and keep the result on disk where one can write."""
     options |= {"nogil": True, "error_model": "numpy"}
     try:
-        return njit(function, cache=True, **options)
+        return alone(njit(function, cache=True, **options))
     except RuntimeError:  # neither beside this file nor in the user's cache folder
-        return njit(function, **options)
+        return alone(njit(function, **options))
 
 
 def part(function: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlaas_ray.core.compiling import alone
 from mlaas_ray.training.batches import Batch, Floats
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _loop() -> Callable[..., None]:
                     mask[number, column] = np.float32(1) if there else np.float32(0)
 
     try:
-        compiled: Callable[..., None] = numba.njit(normalise, nogil=True, cache=True)
+        compiled: Callable[..., None] = alone(numba.njit(normalise, nogil=True, cache=True))
     except RuntimeError:  # neither beside this file nor in the user's cache folder can one write
-        compiled = numba.njit(normalise, nogil=True)
+        compiled = alone(numba.njit(normalise, nogil=True))
     return compiled
