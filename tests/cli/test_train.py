@@ -174,9 +174,14 @@ def test_a_model_may_begin_with_the_weights_of_another(trained: Trained) -> None
     assert (document["name"], document["version"]) == ("toy", 1)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak),
+    ],
+)
 def test_a_run_that_was_interrupted_says_how_it_goes_on_and_does(
     samples: dict[str, Path], tmp_path: Path, how: signal.Signals, status: int
 ) -> None:
@@ -206,8 +211,7 @@ def test_a_run_that_was_interrupted_says_how_it_goes_on_and_does(
     assert found.history()[: last - 1] == rows[: last - 1]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.soak
 def test_a_disk_that_runs_full_is_told_in_a_line_and_the_run_goes_on_when_there_is_room(
     samples: dict[str, Path], tmp_path: Path, small_disk: Path
 ) -> None:

@@ -137,7 +137,7 @@ def test_a_redirector_that_is_gone_gives_way_to_the_next(
     assert uproot.open({again.path: None}, handler=uproot_source(again))["Events"].num_entries == 100_000
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_server_that_stops_in_the_middle_is_replaced_by_the_other(federation: Federation) -> None:
     opened = open_bytes(Source(f"{federation.url}/a.bin"))
     first = serving(federation, opened)
@@ -145,7 +145,7 @@ def test_a_server_that_stops_in_the_middle_is_replaced_by_the_other(federation: 
     assert serving(federation, opened) is not first
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_only_server_is_given_up_in_time_when_it_stops(federation: Federation) -> None:
     server = federation.servers[0]
     opened = open_bytes(Source(f"root://{server.address}//a.bin"))

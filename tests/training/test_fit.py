@@ -165,7 +165,7 @@ def test_keras_trains_too_even_with_a_worker_more_than_there_are_blocks(
     assert "tensorflow" not in sys.modules
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_worker_killed_within_an_epoch_goes_on_from_its_last_step_as_if_nothing_had_been(
     toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
 ) -> None:
@@ -191,7 +191,7 @@ def test_a_worker_killed_within_an_epoch_goes_on_from_its_last_step_as_if_nothin
     assert histories[0] == histories[1]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_worker_killed_without_a_failure_budget_is_a_model_error(
     toy_features: FeatureSpec, toy_pair: Make, tmp_path: Path
 ) -> None:

@@ -1,13 +1,45 @@
-"""A small job on simulated samples."""
+"""A small job on simulated samples; and the example jobs, each trained once for all tests that want it."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from mlaas_ray.cli.main import app
+from mlaas_ray.core.package import ModelPackage
+from mlaas_ray.workflows import Job, train
+
+EXAMPLES = Path(__file__).parents[2] / "jobs" / "examples"
+
+
+def simulate(folder: Path) -> None:
+    """Write into a folder what ``mlaas simulate`` does."""
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, ["simulate", "--events", "3000"])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Callable[[str], ModelPackage]:
+    """Train an example job on simulated events, in a folder where there is nothing else."""
+    folder = tmp_path_factory.mktemp("examples")
+    simulate(folder)
+
+    @functools.cache
+    def trained(name: str) -> ModelPackage:
+        with contextlib.chdir(folder):
+            package = train(Job.load(EXAMPLES / f"{name}.yaml"), progress=False)
+        assert package.path.is_relative_to(folder)
+        return package
+
+    return trained
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from mlaas_ray.workflows import Hooks, Job, train
 from mlaas_ray.workflows.run_folder import RunFolder
 from tests.xrootd_server import running_xrootd
 
-pytestmark = [pytest.mark.xrootd, pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
+pytestmark = [pytest.mark.xrootd, pytest.mark.soak, pytest.mark.usefixtures("ray_local")]
 
 
 class Server:

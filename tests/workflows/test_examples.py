@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from mlaas_ray.cli.main import app
 from mlaas_ray.core.errors import FileMissingError
+from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.workflows import Job, train
+from tests.workflows.conftest import EXAMPLES, simulate
 
-EXAMPLES = Path(__file__).parents[2] / "jobs" / "examples"
 # On 3,000 simulated events of each process: what a model reaches that has learnt something.
 SIMULATED = {
     "toy-torch": ("auc", 0.75),
@@ -35,8 +33,8 @@ REAL = {
 }
 
 
-def load(name: str) -> Job:
-    return Job.load(EXAMPLES / f"{name}.yaml")
+def load(name: str, *changes: str) -> Job:
+    return Job.load(EXAMPLES / f"{name}.yaml", changes)
 
 
 @pytest.fixture
@@ -44,14 +42,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, which commands run in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def simulated(elsewhere: Path) -> Path:
-    """The folder, with what ``mlaas simulate`` writes into it."""
-    done = CliRunner().invoke(app, ["simulate", "--events", "3000"])
-    assert done.exit_code == 0, done.output
-    return elsewhere
 
 
 def test_every_example_is_tried_and_in_the_list_of_them() -> None:
@@ -77,34 +67,30 @@ def test_an_example_whose_files_are_missing_says_where_they_come_from(name: str,
 
 
 @pytest.mark.parametrize("name", SIMULATED)
-def test_an_example_on_simulated_events_reads_what_is_simulated(name: str, simulated: Path) -> None:
+def test_an_example_on_simulated_events_reads_what_is_simulated(name: str, elsewhere: Path) -> None:
+    simulate(elsewhere)
     for sample in load(name).samples({}):
         assert [source.path for source in sample.found().sources] == [
-            str(simulated / "quickstart/data" / f"{sample.name}.root")
+            str(elsewhere / "quickstart/data" / f"{sample.name}.root")
         ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIMULATED)
-@pytest.mark.usefixtures("ray_local")
-def test_an_example_on_simulated_events_learns(name: str, simulated: Path) -> None:
+def test_an_example_on_simulated_events_learns(name: str, example: Callable[[str], ModelPackage]) -> None:
     metric, least = SIMULATED[name]
-    package = train(load(name), progress=False)
+    package = example(name)
     package.check()
-    assert package.path.is_relative_to(simulated)
     assert package.metrics["validation"][metric] >= least
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
+@pytest.mark.usefixtures("ray_local")
 def test_an_example_separates_as_well_as_is_said(name: str, real_data: Path, tmp_path: Path) -> None:
     changes = [f"storage={tmp_path}"]
     for dataset, settings in load(name).datasets.items():
         files = [str(real_data / "sigbkg" / Path(file).name) for file in settings.files]
         changes.append(f"datasets.{dataset}.files={json.dumps(files)}")
-    command = [sys.executable, "-m", "mlaas_ray.cli.main", "train", str(EXAMPLES / f"{name}.yaml"), "--json"]
-    for change in changes:
-        command += ["--set", change]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["metrics"]["validation"]["auc"] >= REAL[name]
+    package = train(load(name, *changes), progress=False)
+    assert package.metrics["validation"]["auc"] >= REAL[name]

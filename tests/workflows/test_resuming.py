@@ -185,13 +185,10 @@ def losses(package: ModelPackage) -> list[list[float]]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize(("framework", "parameters"), [("torch", {}), ("xgboost", {"trees_per_epoch": 5})])
-def test_a_finished_run_trains_on_to_what_a_longer_one_comes_to(
-    write_job: Callable[..., Path], framework: str, parameters: dict[str, Any]
-) -> None:
-    options = {"schedule": "constant", "parameters": parameters, "checkpoint": {"keep": 1}}
-    _, longer = trained(write_job(framework=framework, train={"epochs": 4, **options}))
-    run, short = trained(write_job(framework=framework, train={"epochs": 2, **options}))
+def test_a_finished_run_trains_on_to_what_a_longer_one_comes_to(write_job: Callable[..., Path]) -> None:
+    options = {"schedule": "constant", "checkpoint": {"keep": 1}}
+    _, longer = trained(write_job(train={"epochs": 4, **options}))
+    run, short = trained(write_job(train={"epochs": 2, **options}))
     sizes = short.manifest.files
     _, further = resume(run.url, progress=False, changes=["train.epochs=4"])
     further.check()
