@@ -37,6 +37,7 @@ from mlaas_ray.training.progress import delivered
 from mlaas_ray.training.settings import EpochReport, StepReport, TrainedModel, TrainSettings, Weighting
 from mlaas_ray.training.shards import WholeShards
 from mlaas_ray.training.source import one_line
+from mlaas_ray.training.trainer import Trainer
 
 # Seconds between the looks of Ray Train's controller at its workers. A report waits for the next look, and at
 # Ray's own two seconds an epoch of a small dataset would be mostly waiting.
@@ -113,10 +114,6 @@ def fit(
     where = str(storage)
     if filesystem is None and "://" not in where:
         where = str(Path(where).expanduser().absolute())
-    from ray.train.torch import TorchConfig  # imports PyTorch
-
-    from mlaas_ray.training.trainer import Trainer
-
     own_ray = _on_own_ray()
     controlled = {**_POLL, **(_NO_WATCH if own_ray else {})}  # where the user has not said so
     with delivered(on_epoch, on_step) as mailbox, environment(controlled), _own_interrupt():
@@ -146,10 +143,6 @@ def fit(
             train_worker,
             own_ray=own_ray,
             train_loop_config={"run": run},
-            # NCCL wants a GPU for each
-            torch_config=TorchConfig(
-                backend=chosen.collective_on_gpu if settings.gpus_per_worker >= 1 else "gloo"
-            ),
             scaling_config=_scaling(settings),
             datasets=datasets,
             dataset_config=WholeShards(),

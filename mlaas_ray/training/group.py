@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,12 +10,15 @@ import numpy.typing as npt
 
 T = TypeVar("T")
 
+# How long an exchange may take: the slowest worker exports, or waits for a data server.
+PATIENCE = timedelta(minutes=30)
+
 
 class Group:
     """The workers of a run; with one worker every exchange is with oneself and costs nothing.
 
-    Rides on the ``torch.distributed`` group that Ray Train has made. What is exchanged here lies in the
-    machine's own memory, so on GPUs (where Ray's group speaks NCCL) a second group of Gloo is made.
+    Rides on a ``torch.distributed`` group. What is exchanged here lies in the machine's own memory, so on
+    GPUs (where that group speaks NCCL) a second group of Gloo is made.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -23,15 +27,43 @@ class Group:
         self._group: Any = None
 
     @classmethod
-    def joined(cls) -> Group:
-        """Return the group of the worker this runs in."""
-        import torch.distributed as dist
+    def joined(cls, collective: str = "gloo") -> Group:
+        """Join the workers of the Ray Train run that this process works for; all of them must call it.
 
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return cls()
-        group = cls(dist.get_rank(), dist.get_world_size())
-        group._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-        return group
+        Ray's TorchTrainer does the same, but imports PyTorch in the driver, in Ray Train's controller and in
+        a worker that is alone, too: 2 CPU seconds in each.
+
+        Args:
+            collective: What ``torch.distributed`` speaks: ``gloo`` or ``nccl``.
+        """
+        import ray.train
+
+        context = ray.train.get_context()
+        own = cls(context.get_world_rank(), context.get_world_size())
+        if own.size == 1:
+            return own
+        import torch.distributed as dist
+        from ray.train.collective import broadcast_from_rank_zero
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        host, port, store = "", 0, None
+        if own.rank == 0:
+            host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            # Port 0: the system finds a free one.
+            store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+            port = store.port
+        host, port = broadcast_from_rank_zero((host, port))
+        store = store or TCPStore(host, port, is_master=False)
+        dist.init_process_group(collective, store=store, rank=own.rank, world_size=own.size, timeout=PATIENCE)
+        own._group = dist.group.WORLD if collective == "gloo" else dist.new_group(backend="gloo")
+        return own
+
+    def leave(self) -> None:
+        """Take the group apart, when all is done."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
 
     def gather(self, values: list[int]) -> npt.NDArray[np.int64]:
         """Return every rank's numbers, ``(ranks, numbers)``; all ranks must give equally many."""

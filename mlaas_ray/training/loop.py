@@ -116,12 +116,14 @@ class _Worker:
 
     def __init__(self, run: Run, best: Path) -> None:
         self.run = run
-        self.group = Group.joined()
         self._best = best
         # Ray Train logs every report to the root logger, and the exporters all they do.
         logging.getLogger().setLevel(logging.WARNING)
         self.framework = load_framework(run.framework)
         settings = run.settings
+        # NCCL wants a GPU for each
+        on_gpus = settings.gpus_per_worker >= 1
+        self.group = Group.joined(self.framework.collective_on_gpu if on_gpus else "gloo")
         self._setup = Setup(run.model, run.options, run.features, run.task, settings, self.group)
         self.network: Network
         limit, train, validation = settings.shuffle_bytes, run.train, run.validation
@@ -151,6 +153,7 @@ class _Worker:
         finally:
             self.stream.close()
         self._finish()
+        self.group.leave()
 
     def _restore(self) -> bool:
         """Go on where the last checkpoint was made; False when that is the finished model, and stays so."""

@@ -395,11 +395,14 @@ def test_two_workers_with_unequal_shares_learn_what_one_learns(
     in_a_process: Callable[..., Any], tmp_path: Path, framework: str
 ) -> None:
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+
+    from mlaas_ray.training.trainer import Trainer
 
     alone = in_a_process(framework, answers_alone, framework)
-    result = TorchTrainer(
+    result = Trainer(
         answers_together,
+        datasets={},
+        own_ray=True,
         train_loop_config={"framework": framework},
         scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
         run_config=RunConfig(

@@ -166,6 +166,7 @@ class TorchNetwork(Network):
             from ray.train.torch import get_device
 
             self._device = get_device()
+            torch.cuda.set_device(self._device)
             torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as on CPUs and in exported files
             self._full.to(self._device)
         if on_gpu or setup.group.size > 1:
