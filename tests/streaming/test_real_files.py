@@ -32,8 +32,8 @@ REFUSED = {
 # What uproot cannot read, and another file holds too: jagged branches without offsets whose counter has other
 # baskets (uproot 5.7.7).
 SAME = {"corner/uproot-small-dy-nooffsets.root": "corner/uproot-small-dy-withoffsets.root"}
-# Wide trees, which differ from those read by default in hardly more than their names: with -m slow.
-SLOW = (
+# Wide trees, which differ from those read by default in hardly more than their names: with -m soak.
+WIDE = (
     *("nanoaod/D", "nanoaod/E", "nanoaod/G", "nanoaod/m", "nanoaod/p", "nanoaod/t"),
     *("nanoaod/nanoAOD_", "nanoaod/nano_", "corner/nano_dy", "rntuple/nano_d", "rntuple/cms", "rntuple/p"),
     *("rntuple/uproot-physlite", "rntuple/test_int_", "other_real/PHYSLITE"),
@@ -141,15 +141,15 @@ def rows(array: ak.Array) -> np.ndarray:
 
 
 def test_real_trees_are_read_right_or_refused_with_a_reason(real_data: Path) -> None:
-    chosen = [(file, tree) for file, tree in trees(real_data) if not file.startswith(SLOW)]
+    chosen = [(file, tree) for file, tree in trees(real_data) if not file.startswith(WIDE)]
     wrong = [difference(real_data, *one) for one in chosen]
     assert not [reason for reason in wrong if reason]
     assert len(chosen) >= 69
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_wide_real_trees_are_read_right(real_data: Path) -> None:
-    chosen = [(file, tree) for file, tree in trees(real_data) if file.startswith(SLOW)]
+    chosen = [(file, tree) for file, tree in trees(real_data) if file.startswith(WIDE)]
     wrong = [difference(real_data, *one) for one in chosen]
     assert not [reason for reason in wrong if reason]
     assert len(chosen) >= 30
