@@ -205,7 +205,7 @@ def measure(milliseconds: float, rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "a.root"
         write_file(local)
-        with running_xrootd(Path(folder)) as server, delayed(f"{server}/a.root", milliseconds) as url:
+        with running_xrootd(Path(folder)) as (server, _), delayed(f"{server}/a.root", milliseconds) as url:
             for _ in range(rounds):
                 for way in WAYS:
                     seconds[way].append(time_once(way, local, url))

@@ -53,7 +53,7 @@ def test_two_servers_export_two_folders(xrootd_server: Callable[[Path], str], tm
 def test_nothing_listens_any_more_after_the_block(
     xrootd_server: Callable[[Path], str], tmp_path: Path
 ) -> None:
-    with running_xrootd(tmp_path) as url:
+    with running_xrootd(tmp_path) as (url, _):
         address = ("127.0.0.1", urlsplit(url).port)
         socket.create_connection(address, timeout=5).close()
     with pytest.raises(ConnectionRefusedError):

@@ -22,7 +22,7 @@ _READY = re.compile(r":(\d+) initialization completed")
 
 
 @contextlib.contextmanager
-def running_xrootd(export: Path, port: int | None = None) -> Iterator[str]:
+def running_xrootd(export: Path, port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Serve a folder, read-only, while the block lasts.
 
     Args:
@@ -31,7 +31,8 @@ def running_xrootd(export: Path, port: int | None = None) -> Iterator[str]:
         port: That of a server which has ended, to be there again; None for one that is free.
 
     Yields:
-        ``root://127.0.0.1:PORT/``: add an absolute path, ``url + "/sub/a.root"``, where ``/`` is the folder.
+        ``root://127.0.0.1:PORT/``: add an absolute path, ``url + "/sub/a.root"``, where ``/`` is the folder;
+        and the server's process.
     """
     with contextlib.ExitStack() as stack:
         state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xrootd-")))
@@ -62,7 +63,7 @@ def running_xrootd(export: Path, port: int | None = None) -> Iterator[str]:
             **identity,
         )
         stack.callback(_stop, server)
-        yield f"root://127.0.0.1:{_port(server, log)}/"
+        yield f"root://127.0.0.1:{_port(server, log)}/", server
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +72,7 @@ def xrootd_server() -> Iterator[Callable[[Path], str]]:
     if shutil.which("xrootd") is None:
         pytest.skip("no xrootd on this machine (Debian: apt install xrootd-server)")
     with contextlib.ExitStack() as servers:
-        yield lambda export: servers.enter_context(running_xrootd(export))
+        yield lambda export: servers.enter_context(running_xrootd(export))[0]
 
 
 def open_to_all(folder: Path) -> None:

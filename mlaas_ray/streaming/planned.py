@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +73,17 @@ class PlannedEvents:
         chosen = [planned[index] for index in blocks]
         return self.reader.tables(chosen, threads=self.reader.settings.threads or _cpus_here())
 
-    def note(self, epoch: int) -> None:
-        """Write into the record what an epoch is to read; twice is as good as once."""
+    def note(self, epoch: int, used: Collection[int] = ()) -> None:
+        """Write into the record what an epoch is to read; twice is as good as once.
+
+        Args:
+            epoch: The epoch.
+            used: Blocks that were used before, and are not read again.
+        """
         if self.reader.record is not None:
-            self.reader.record.plan(self.name, epoch, planned_entries(self.planned(epoch)))
+            blocks = self.planned(epoch)
+            before = {block: planned_entries([blocks[block]]) for block in used}
+            self.reader.record.plan(self.name, epoch, planned_entries(blocks), before)
 
     def planned(self, epoch: int) -> list[Block]:
         """Return the blocks of an epoch."""

@@ -16,7 +16,7 @@ from mlaas_ray.core.errors import DataError
 from mlaas_ray.streaming.transport import Absence
 
 # What an entry that was planned can have become.
-FATES = ("read", "cut", "elsewhere", "skipped")
+FATES = ("read", "cut", "elsewhere", "skipped", "earlier")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class PieceRecord:
         cut: Left out by the selection.
         elsewhere: Of the other part of the split.
         skipped: Not read, for what ``reason`` says.
+        earlier: Of a block that the run had used before it was gone on with; no other fate of it is known.
         reason: Why entries were skipped; empty when none were.
         lost: Whether the whole file is out of reach, so that trying its other pieces would be in vain.
         bytes: Bytes read from storage, as stored.
@@ -45,6 +46,7 @@ class PieceRecord:
     cut: int = 0
     elsewhere: int = 0
     skipped: int = 0
+    earlier: int = 0
     reason: str = ""
     lost: bool = False
     bytes: int = 0
@@ -95,9 +97,14 @@ class Ledger:
         self._absences: dict[str, list[Absence]] = {}
         self._lines: list[str] = []
 
-    def plan(self, name: str, epoch: int, entries: Mapping[int, int]) -> None:
-        """Note how many entries of each file an epoch is to read."""
+    def plan(
+        self, name: str, epoch: int, entries: Mapping[int, int], used: Mapping[int, Mapping[int, int]]
+    ) -> None:
+        """Note how many entries of each file an epoch is to read; see :meth:`Record.plan`."""
         self._planned[name, epoch] = dict(entries)
+        for block, files in used.items():
+            pieces = tuple(PieceRecord(file, count, earlier=count) for file, count in files.items())
+            self._blocks.setdefault((name, epoch, block), pieces)  # it may have been read in this run
 
     def want(self, name: str, epoch: int, done: Sequence[tuple[int, int]]) -> None:
         """Keep what the next pass of a reading is to read."""
@@ -251,9 +258,22 @@ class Record:
         actor: Any = ray.remote(Ledger)
         self._ledger = actor.options(num_cpus=0, scheduling_strategy=here).remote(files, max_skipped)
 
-    def plan(self, name: str, epoch: int, entries: Mapping[int, int]) -> None:
-        """Note how many entries of each file an epoch is to read."""
-        ray.get(self._ledger.plan.remote(name, epoch, dict(entries)))
+    def plan(
+        self,
+        name: str,
+        epoch: int,
+        entries: Mapping[int, int],
+        used: Mapping[int, Mapping[int, int]] | None = None,
+    ) -> None:
+        """Note how many entries of each file an epoch is to read.
+
+        Args:
+            name: Of the reading.
+            epoch: Its epoch.
+            entries: By file.
+            used: The entries, by file, of blocks that were used before, and are not read again.
+        """
+        ray.get(self._ledger.plan.remote(name, epoch, dict(entries), used or {}))
 
     def want(self, name: str, epoch: int, done: Sequence[tuple[int, int]]) -> None:
         """Keep what the next pass of a reading is to read: an epoch without blocks of some numbers."""
@@ -294,11 +314,11 @@ class Record:
         Returns:
             ``readings``: for each pass over the data (``reading``, ``epoch``) its ``files`` and ``total``,
             with entries ``planned`` = ``read`` + ``cut`` (by the selection) + ``elsewhere`` (in the other
-            part of the split) + ``skipped`` + ``not_reached`` (the run ended before), ``bytes`` as stored,
-            ``seconds``, ``retries`` and ``failovers``, ``reasons``, and ``filled``, the events read for which
-            a branch that the file lacks was filled, by branch; the sum of their ``total``; ``skipped_files``;
-            and ``absences``: servers that were waited for, how often they were asked, for how many seconds,
-            and whether they came back.
+            part of the split) + ``skipped`` + ``earlier`` (used before the run was gone on with) +
+            ``not_reached`` (the run ended before), ``bytes`` as stored, ``seconds``, ``retries`` and
+            ``failovers``, ``reasons``, and ``filled``, the events read for which a branch that the file lacks
+            was filled, by branch; the sum of their ``total``; ``skipped_files``; and ``absences``: servers
+            that were waited for, how often they were asked, for how many seconds, and whether they came back.
         """
         document: dict[str, Any] = ray.get(self._ledger.document.remote())
         return document

@@ -89,7 +89,7 @@ class RootDatasource(Datasource):
             epoch, done = self._agenda.wanted(self._events.name)
             left_out = {block for first, last in done for block in range(first, last + 1)}
         blocks = [block for block in self._events.planned(epoch) if block.index not in left_out]
-        self._events.note(epoch)
+        self._events.note(epoch, left_out)
         options = getattr(data_context, "execution_options", None)
         ordered = getattr(options, "preserve_order", False)
         most = _ORDERED_TASK_BLOCKS if ordered else _TASK_BLOCKS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -32,12 +33,25 @@ class Server:
 
     def _start(self, port: int | None) -> str:
         self.stack = ExitStack()
-        return self.stack.enter_context(running_xrootd(self.folder, port))
+        url, self.process = self.stack.enter_context(running_xrootd(self.folder, port))
+        return url
 
     def away(self, seconds: float) -> None:
         self.stack.close()
         time.sleep(seconds)
         self._start(self.port)
+
+    def killed(self, seconds: float) -> None:
+        self.process.kill()
+        self.away(seconds)
+
+    def stopped(self, seconds: float) -> None:
+        """Stand still: connections stay, and nobody answers."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            time.sleep(seconds)
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture
@@ -113,3 +127,46 @@ def test_a_server_that_stays_away_ends_the_run_with_how_to_go_on(
     record = json.loads((Path(runs[0].url) / "record.json").read_text())
     (absence,) = record["absences"]
     assert (absence["over"], absence["tries"] >= 1) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "trouble", "seconds"),
+    [
+        ("workers", "stopped", 30.0),
+        ("cluster", "stopped", 30.0),
+        ("cluster", "stopped", 75.0),
+        ("cluster", "killed", 20.0),
+    ],
+)
+def test_an_epoch_waits_for_its_server(
+    mode: str, trouble: str, seconds: float, server: Server, remote_job: Callable[..., Job]
+) -> None:
+    runs: list[RunFolder] = []
+    trips: list[threading.Thread] = []
+
+    def on_epoch(report: EpochReport) -> None:
+        if report.epoch == 2:
+            trips.append(threading.Thread(target=getattr(server, trouble), args=(seconds,)))
+            trips[0].start()
+
+    job = remote_job(120, 8)
+    # less memory than the events need, so that every epoch is a pass over the files
+    settings = job.train.model_copy(update={"shuffle_bytes": 100_000})
+    reading = job.reading.model_copy(update={"mode": mode})
+    job = job.model_copy(update={"train": settings, "reading": reading})
+    package = train(job, progress=False, hooks=Hooks(on_epoch=on_epoch, on_run=runs.append))
+    trips[0].join()
+    server.stack.close()
+    metrics = package.metrics
+    events = metrics["training"]["events"]
+    assert metrics["events"] == 8 * events
+    assert events + metrics["validation"]["events"] == 6_000
+    record = json.loads((Path(runs[0].url) / "record.json").read_text())
+    for one in record["readings"]:
+        total = one["total"]
+        assert total["read"] == (events if one["reading"] == "train" else 6_000 - events)
+        assert total["read"] + total["cut"] + total["elsewhere"] == total["planned"]
+    # in training, or in judging; XRootD itself gives a connection that stands still some 30 s
+    assert metrics["time"]["waiting"] + metrics["time"]["judging"] > seconds / 2
+    if trouble == "killed":
+        assert [one["over"] for one in record["absences"]] == [True]

@@ -156,3 +156,45 @@ def test_a_driver_killed_in_the_middle_of_a_late_epoch(
     done = subprocess.run([*COMMAND, "--resume", str(run), "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert losses(run / "package") == expected
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_driver_killed_while_ray_data_reads_costs_no_event(
+    before: int, after: int, write_job: Callable[..., Path]
+) -> None:
+    # less memory than the events need, so that every epoch is a pass over the files
+    settings = changes(before) | {"epochs": 4, "shuffle_bytes": 100_000, "early_stopping": False}
+    process, run = started(write_job(train=settings, reading={"mode": "cluster"}))
+    while checkpoint(run) < (2, 100):
+        assert process.poll() is None, "the training was over before it could be killed"
+        time.sleep(0.02)
+    everything = family(process)
+    os.kill(process.pid, signal.SIGKILL)
+    kill(everything)
+    process.communicate(timeout=300)
+    assert (2, 100) <= checkpoint(run) < (3, 0)
+    command = [*COMMAND, "--resume", str(run), "--set", f"train.workers={after}", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    metrics = ModelPackage(run / "package").metrics
+    events = metrics["training"]["events"]
+    assert events + metrics["validation"]["events"] == 6_000
+    assert metrics["events"] == 4 * events
+    assert [one["epoch"] for one in metrics["history"]] == [1, 2, 3, 4]
+    totals = closed(run, events)
+    assert totals["train", 1]["read"] > 0
+    # epochs after that, and the first one, which the finished network is asked about
+    for epoch in (0, 2, 3):
+        assert totals["train", epoch]["read"] == events
+
+
+def closed(run: Path, events: int) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the sums of a run's record by reading and epoch, all of which must close."""
+    record = json.loads((run / "record.json").read_text())
+    totals = {(one["reading"], one["epoch"]): one["total"] for one in record["readings"]}
+    for (name, _), total in totals.items():
+        assert total["read"] + total["cut"] + total["elsewhere"] + total["earlier"] == total["planned"]
+        assert total["not_reached"] == 0
+        if not total["earlier"]:
+            assert total["read"] == (events if name == "train" else 6_000 - events)
+    return totals

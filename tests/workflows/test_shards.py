@@ -146,11 +146,14 @@ def test_others_go_on_in_the_middle_of_an_epoch(found: FirstPass, monkeypatch: p
     (reading,) = record.document()["readings"]
     assert reading["epoch"] == 2
     assert reading["total"]["read"] == EVENTS
-    # nothing is left to read
+    # nothing is left to read, and another command's record says so
+    record = new_record(found)
     training = Training(events_of(found, record), 1, monkeypatch)
     training.start([cursor])
     assert training.take(EVENTS) == []
     training.close()
+    (reading,) = record.document()["readings"]
+    assert (reading["total"]["earlier"], reading["total"]["not_reached"]) == (EVENTS, 0)
 
 
 def test_validation_events_are_the_same_in_every_pass(
