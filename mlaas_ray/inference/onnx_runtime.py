@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mlaas_ray.core.errors import ModelError
 from mlaas_ray.core.package import Signature, Tensor
 from mlaas_ray.inference.examination import Examination, RuntimeName
-from mlaas_ray.inference.predictions import first_line, numbers_first
+from mlaas_ray.inference.predictions import first_line, served_first
 
 _TYPES = {
     "tensor(float)": "float32",
@@ -31,6 +31,7 @@ class OnnxRuntime:
     Args:
         path: The file.
         threads: Threads one prediction may use.
+        named: What the output to serve is called, see :func:`.served_first`.
 
     Raises:
         ModelError: When it cannot be loaded.
@@ -39,7 +40,7 @@ class OnnxRuntime:
     name: RuntimeName = "onnxruntime"
     examination: Examination
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, named: Sequence[str] = ()) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -58,7 +59,7 @@ class OnnxRuntime:
             ) from None
         self.signature = Signature(
             inputs=tuple(map(_tensor, self._session.get_inputs())),
-            outputs=numbers_first(tuple(map(_tensor, self._session.get_outputs()))),
+            outputs=served_first(map(_tensor, self._session.get_outputs()), named),
         )
         self._input = self.signature.inputs[0].name
         self._outputs = [self.signature.outputs[0].name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,7 +30,7 @@ class Runtime(Protocol):
     examination: Examination
 
     def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the first output for a batch of the first input's dtype and shape."""
+        """Return the signature's first output for a batch of the first input's dtype and shape."""
         ...
 
 
@@ -85,9 +86,28 @@ def check_signature(signature: Signature) -> None:
         raise ModelError(f"the model's input {first.name!r} is of {first.dtype}", "Export it for float32")
 
 
-def numbers_first(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Put floating-point outputs first: classifiers exported from elsewhere give their label before."""
-    return tuple(sorted(outputs, key=lambda tensor: not tensor.dtype.startswith("float")))
+def served_first(outputs: Iterable[Tensor], named: Sequence[str] = ()) -> tuple[Tensor, ...]:
+    """Put the output that is served first: the named one, else the first of floating-point numbers.
+
+    Classifiers exported from elsewhere give their label before their probabilities.
+
+    Args:
+        outputs: In an order that is the same in every process.
+        named: What the output is called; the first name that an output has counts.
+
+    Raises:
+        ModelError: When names are given, and of several outputs none has one of them.
+    """
+    found = sorted(outputs, key=lambda tensor: not tensor.dtype.startswith("float"))
+    names = [tensor.name for tensor in found]
+    wanted = next((names.index(name) for name in named if name in names), 0 if len(names) == 1 else None)
+    if named and wanted is None:
+        raise ModelError(
+            f"params.json names the output {named[0]!r}, the model has {', '.join(names)}",
+            "Name one of them, or leave output_name and output_node out",
+        )
+    found.insert(0, found.pop(wanted or 0))
+    return tuple(found)
 
 
 def first_line(error: Exception) -> str:
