@@ -67,7 +67,7 @@ def check_signature(signature: Signature) -> None:
     """Refuse what cannot be served by rows of numbers.
 
     Raises:
-        ModelError: For several inputs, a row of unknown size, or an input of something else than numbers.
+        ModelError: For several inputs, a row of unknown size, or what is no number on either side.
     """
     first = signature.inputs[0]
     if len(signature.inputs) > 1:
@@ -78,16 +78,16 @@ def check_signature(signature: Signature) -> None:
             f"the model's input {first.name!r} has shape {first.shape}",
             "Export it with an input of (batch, features), where features is a number",
         )
-    try:
-        numbers = np.dtype(first.dtype).kind in {"f", "i", "u", "b"}
-    except TypeError:
-        numbers = False
-    if not numbers:
-        raise ModelError(f"the model's input {first.name!r} is of {first.dtype}", "Export it for float32")
+    for what, tensor in (("input", first), ("output", signature.outputs[0])):
+        if not _is_numeric(tensor):
+            raise ModelError(
+                f"the model's {what} {tensor.name!r} is of {tensor.dtype}, not of numbers",
+                "Export it for float32",
+            )
 
 
 def served_first(outputs: Iterable[Tensor], named: Sequence[str] = ()) -> tuple[Tensor, ...]:
-    """Put the output that is served first: the named one, else the first of floating-point numbers.
+    """Put the output that is served first: the named one, else the first of floats, else of other numbers.
 
     Classifiers exported from elsewhere give their label before their probabilities.
 
@@ -98,7 +98,7 @@ def served_first(outputs: Iterable[Tensor], named: Sequence[str] = ()) -> tuple[
     Raises:
         ModelError: When names are given, and of several outputs none has one of them.
     """
-    found = sorted(outputs, key=lambda tensor: not tensor.dtype.startswith("float"))
+    found = sorted(outputs, key=lambda one: (not one.dtype.startswith("float"), not _is_numeric(one)))
     names = [tensor.name for tensor in found]
     wanted = next((names.index(name) for name in named if name in names), 0 if len(names) == 1 else None)
     if named and wanted is None:
@@ -108,6 +108,13 @@ def served_first(outputs: Iterable[Tensor], named: Sequence[str] = ()) -> tuple[
         )
     found.insert(0, found.pop(wanted or 0))
     return tuple(found)
+
+
+def _is_numeric(tensor: Tensor) -> bool:
+    try:
+        return np.dtype(tensor.dtype).kind in "fiub"
+    except TypeError:  # such as tensor(string), which numpy does not know
+        return False
 
 
 def first_line(error: Exception) -> str:
