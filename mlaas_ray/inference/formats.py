@@ -26,15 +26,16 @@ import orjson
 
 from mlaas_ray.core.errors import EventError, MlaasError
 from mlaas_ray.core.features import FeatureSpec
-from mlaas_ray.core.flatten import Rows
 from mlaas_ray.inference.arrow import read_stream, write_stream
 from mlaas_ray.inference.events import Query
-from mlaas_ray.inference.rows import Table
+from mlaas_ray.inference.rows import FLOAT32, Table
 from mlaas_ray.inference.wire import read_message, write_predictions
 
 # Rows may be larger than the body they came in, where columns are left out; not by more than this.
 LARGER = 16
 
+# in the type that a model takes
+Sent = npt.NDArray[Any]
 Answers = npt.NDArray[Any]
 
 
@@ -55,12 +56,14 @@ class Target:
         spec: The model's columns; None in a model that came from elsewhere.
         width: Values a row has.
         limit: Most bytes of a body.
+        dtype: Type of the model's values.
     """
 
     model: str
     spec: FeatureSpec | None
     width: int
     limit: int
+    dtype: np.dtype[Any] = FLOAT32
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Format:
     """
 
     types: tuple[str, ...]
-    read: Callable[[bytes, Target], tuple[Rows, bool]]
+    read: Callable[[bytes, Target], tuple[Sent, bool]]
     write: Callable[[Answers, Sequence[str], bool], bytes]
 
 
@@ -132,23 +135,23 @@ def _quality(candidate: Format, ranges: dict[str, float]) -> float:
     return max(named) if named else ranges.get("application/*", ranges.get("*/*", 0.0))
 
 
-def _read_json(body: bytes, target: Target) -> tuple[Rows, bool]:
+def _read_json(body: bytes, target: Target) -> tuple[Sent, bool]:
     query = Query.parse(body)
     _check_model(query.model, target)
-    return query.rows(target.spec, target.width)
+    return query.rows(target.spec, target.width, target.dtype)
 
 
-def _read_protobuf(body: bytes, target: Target) -> tuple[Rows, bool]:
+def _read_protobuf(body: bytes, target: Target) -> tuple[Sent, bool]:
     table = read_message(body)
     _check_model(table.model, target)
-    return table.rows(target.spec, target.width)
+    return table.rows(target.spec, target.width, target.dtype)
 
 
-def _read_arrow(body: bytes, target: Target) -> tuple[Rows, bool]:
-    return read_stream(body, target.spec, target.width, LARGER * target.limit), True
+def _read_arrow(body: bytes, target: Target) -> tuple[Sent, bool]:
+    return read_stream(body, target.spec, target.width, LARGER * target.limit, target.dtype), True
 
 
-def _read_npy(body: bytes, target: Target) -> tuple[Rows, bool]:
+def _read_npy(body: bytes, target: Target) -> tuple[Sent, bool]:
     values = _array(body)
     if values.dtype.kind not in "biuf":
         raise EventError(f"the npy array is of {values.dtype}, not of numbers", "Save it as float32")
@@ -156,18 +159,18 @@ def _read_npy(body: bytes, target: Target) -> tuple[Rows, bool]:
         values = values[None]
     if values.ndim != 2:
         raise EventError(f"the npy array has the shape {values.shape}", f"Save it as (rows, {target.width})")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused
-        return Table(np.ascontiguousarray(values, dtype=np.float32)).rows(target.spec, target.width)
+    return Table(values).rows(target.spec, target.width, target.dtype)
 
 
-def _read_raw(body: bytes, target: Target) -> tuple[Rows, bool]:
+def _read_raw(body: bytes, target: Target) -> tuple[Sent, bool]:
     row = 4 * target.width
     if len(body) % row:
         raise EventError(
             f"the body has {len(body)} bytes, but a row of {target.width} float32 has {row}",
             f"Send a multiple of {row} bytes, little-endian, row after row",
         )
-    return Table(np.frombuffer(body, "<f4").reshape(-1, target.width)).rows(target.spec, target.width)
+    values = np.frombuffer(body, "<f4").reshape(-1, target.width)
+    return Table(values).rows(target.spec, target.width, target.dtype)
 
 
 def _array(body: bytes) -> npt.NDArray[Any]:

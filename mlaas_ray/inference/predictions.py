@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mlaas_ray.core.errors import ModelError
-from mlaas_ray.core.flatten import Rows
 from mlaas_ray.core.package import Signature, Tensor
 from mlaas_ray.inference.examination import Examination, RuntimeName
+from mlaas_ray.inference.rows import fit
 
 Predictions = npt.NDArray[Any]
 
@@ -34,22 +34,25 @@ class Runtime(Protocol):
         ...
 
 
-def predict(runtime: Runtime, rows: Rows) -> Predictions:
+def predict(runtime: Runtime, rows: npt.NDArray[Any]) -> Predictions:
     """Run rows through a model, whatever batch it was exported for.
 
     Args:
         runtime: The model.
-        rows: ``(events, features)`` float32.
+        rows: ``(events, features)`` of any type of numbers.
 
     Returns:
         ``(events, outputs…)``: one entry a row, at least two axes.
 
     Raises:
+        EventError: For a value that the model's type cannot hold.
         ModelError: When the model fails, or gives something else than one entry a row.
     """
     tensor = runtime.signature.inputs[0]
     shape = tuple(size or 1 for size in tensor.shape[1:])
-    batch = np.ascontiguousarray(rows.reshape(len(rows), *shape), dtype=tensor.dtype)
+    if rows.dtype != tensor.dtype:
+        rows = fit(rows, np.dtype(tensor.dtype))
+    batch = np.ascontiguousarray(rows.reshape(len(rows), *shape))
     try:
         answers = _in_batches(runtime, batch, tensor.shape[0])
     except Exception as error:  # what kernels raise has no common base
