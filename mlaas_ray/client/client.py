@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import tempfile
@@ -20,6 +21,7 @@ from mlaas_ray.core.errors import EventError, ServiceError
 Prediction = list[float]
 
 _RAW = "application/octet-stream"
+_NPY = "application/x-npy"
 # What one request of many rows holds at most: a service refuses bodies beyond a limit, and more rows than its
 # queue takes while others wait.
 _MOST_BYTES = 4 << 20
@@ -130,13 +132,19 @@ class Client:
     def _predict_matrix(self, model: str, values: Any) -> Any:
         import numpy as np  # which is there: the caller made the array with it
 
-        with np.errstate(over="ignore"):
-            rows = np.ascontiguousarray(values, dtype="<f4")
-        if np.isinf(rows).any():
-            raise EventError("the event cannot be sent: a value is too large for float32", "Send finite ones")
-        return self._predict_parts(
-            model, len(rows), rows.nbytes, _RAW, lambda start, stop: rows[start:stop].tobytes()
-        )
+        # float32 would round other types, and some models hold more
+        kind, rows = _NPY, np.ascontiguousarray(values)
+        if np.can_cast(rows.dtype, np.float32):
+            kind, rows = _RAW, rows.astype("<f4", copy=False)
+
+        def body(start: int, stop: int) -> bytes:
+            if kind == _RAW:
+                return rows[start:stop].tobytes()
+            file = io.BytesIO()
+            np.save(file, rows[start:stop], allow_pickle=False)
+            return file.getvalue()
+
+        return self._predict_parts(model, len(rows), rows.nbytes, kind, body)
 
     def _predict_table(self, model: str, events: Any) -> Any:
         import numpy as np
