@@ -104,8 +104,8 @@ class Client:
             event: One event: values of each branch: a number, or a list for a jagged one.
 
         Returns:
-            For a table, and an array ``(events, features)``, an array ``(events, outputs)`` float32;
-            ``[p0, …]`` for one row or event; a list of such for several.
+            For a table, and an array ``(events, features)``, an array ``(events, outputs)`` in the type of
+            the model's answers; ``[p0, …]`` for one row or event; a list of such for several.
         """
         given = [part for part in (events, values, keys, event) if part is not None]
         tables = [part for part in (events, values) if _is_table(part)]
@@ -179,7 +179,7 @@ class Client:
                     "POST",
                     f"/models/{quote(model, safe=':')}/predict",
                     content=body(start, stop),
-                    headers={"Content-Type": kind, "Accept": _RAW},
+                    headers={"Content-Type": kind, "Accept": _NPY},
                 )
             except _TooLargeError:
                 if stop - start == 1:
@@ -194,7 +194,8 @@ class Client:
                 if stop - start == rows:
                     raise
                 raise ServiceError(f"of rows {start} to {stop - 1}: {error.message}", error.remedy) from None
-            answers.append(np.frombuffer(reply.content, "<f4").reshape(-1, int(reply.headers["X-Outputs"])))
+            answered = np.load(io.BytesIO(reply.content), allow_pickle=False)
+            answers.append(answered.reshape(len(answered), -1))
             model = reply.headers.get("X-Model", model)
             start, tries = stop, 0
         return np.concatenate(answers)

@@ -73,7 +73,7 @@ def read_stream(
     return Table(rows).rows(spec, width, dtype)[0]
 
 
-def write_stream(answers: npt.NDArray[np.float32]) -> bytes:
+def write_stream(answers: npt.NDArray[Any]) -> bytes:
     """Write predictions ``(events, outputs)`` as a stream with one column ``prediction``."""
     outputs = answers.shape[1]
     column = pa.array(answers.ravel())

@@ -6,11 +6,12 @@ media type                          request                  answer
 application/json                    as /json                 ``[p0, …]``, or ``[[p0, …], …]`` for many rows
 application/x-protobuf              Row, DataFrame           Predictions, PredictionsList
 application/vnd.apache.arrow.stream a table                  a column ``prediction``
-application/x-npy                   numbers                  ``(events, outputs…)`` float32
+application/x-npy                   numbers                  ``(events, outputs…)``
 application/octet-stream            float32, row after row   float32, row after row; X-Outputs: how many a row
 =================================== ======================== ===============================================
 
 In all but JSON and protobuf one row is a table of one row. NaN is a missing value; infinity is refused.
+Answers have the model's type; in protobuf and raw rows they are float32.
 """
 
 from __future__ import annotations
@@ -215,10 +216,6 @@ def _check_model(named: str, target: Target) -> None:
         raise EventError(f"the path is of {target.model!r}, the body of {named!r}", "Leave one out")
 
 
-def _flat(answers: Answers) -> npt.NDArray[np.float32]:
-    return np.ascontiguousarray(answers.reshape(len(answers), -1), dtype="<f4")
-
-
 def _write_json(answers: Answers, _labels: Sequence[str], many: bool) -> bytes:
     content = np.ascontiguousarray(answers if many else answers[0])
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
@@ -229,17 +226,17 @@ def _write_protobuf(answers: Answers, labels: Sequence[str], many: bool) -> byte
 
 
 def _write_arrow(answers: Answers, _labels: Sequence[str], _many: bool) -> bytes:
-    return write_stream(_flat(answers))
+    return write_stream(answers.reshape(len(answers), -1))
 
 
 def _write_npy(answers: Answers, _labels: Sequence[str], _many: bool) -> bytes:
     file = io.BytesIO()
-    np.lib.format.write_array(file, np.ascontiguousarray(answers, dtype="<f4"), allow_pickle=False)
+    np.lib.format.write_array(file, np.ascontiguousarray(answers), allow_pickle=False)
     return file.getvalue()
 
 
 def _write_raw(answers: Answers, _labels: Sequence[str], _many: bool) -> bytes:
-    return _flat(answers).tobytes()
+    return answers.astype("<f4", copy=False).tobytes()
 
 
 JSON = Format(("application/json",), _read_json, _write_json)

@@ -83,6 +83,7 @@ def describe(entry: Entry, versions: list[int]) -> dict[str, Any]:
         "framework": package.manifest.framework,
         "created": package.manifest.created.isoformat(),
         "width": entry.width,
+        "dtype": str(entry.dtype),
         # the whole course of the training is for who asks for one model
         "metrics": {key: value for key, value in package.metrics.items() if key == "validation"},
     }
@@ -95,12 +96,14 @@ def describe_fully(entry: Entry, versions: list[int]) -> dict[str, Any]:
     the signature.
     """
     features = entry.features
+    # an event's example is of numbers as they were seen, which a model of integers may not take
+    by_event = features if entry.dtype.kind == "f" else None
     # what the first pass saw takes most of its bytes, and nobody needs it to make rows
     unseen = {"features": {"__all__": {"statistics"}}}
     return describe(entry, versions) | {
         "columns": list(features.columns) if features else None,
         "branches": branches_to_send(features) if features else None,
-        "example": {"event": example_event(features)} if features else {"values": [1.0] * entry.width},
+        "example": {"event": example_event(by_event)} if by_event else {"values": [1.0] * entry.width},
         "features": features.model_dump(mode="json", exclude=unseen) if features else None,
         "classes": entry.package.labels,
         "task": task.model_dump(mode="json") if (task := entry.package.task) else None,

@@ -280,3 +280,11 @@ def test_a_package_that_says_another_type_than_its_model_takes_is_not_loaded(tmp
     )
     with pytest.raises(ModelError, match="says 2 values a row of float32, the model takes 2 of uint8"):
         load_runtime(package)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_example_that_is_told_of_a_model_is_taken(http, dtype):
+    for model in (dtype, f"defined-{dtype}"):
+        params = http.get(f"/params/{model}").json()
+        reply = http.post("/json", json={"model": model} | params["example"])
+        assert reply.status_code == 200, reply.text
