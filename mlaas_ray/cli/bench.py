@@ -165,9 +165,10 @@ def _calls(client: Client, model: str, form: Form, rows: int, seeds: range) -> l
     width, columns = params.get("width"), params.get("columns")
     if not isinstance(width, int) or width < 1:
         raise ServiceError(f"{client.url} does not say how many values {model} takes", "Ask another model")
-    first = make(model, columns, draw_rows(rows, width, seeds[0]))
+    whole = not str(params.get("dtype", "float32")).startswith("float")
+    first = make(model, columns, draw_rows(rows, width, seeds[0], whole=whole))
     more = seeds[1 : max(1, _BYTES // len(first.body))]
-    return [first, *(make(model, columns, draw_rows(rows, width, seed)) for seed in more)]
+    return [first, *(make(model, columns, draw_rows(rows, width, seed, whole=whole)) for seed in more)]
 
 
 def arrow_call(model: str, keys: Sequence[str] | None, rows: Sequence[Sequence[float]]) -> Call:

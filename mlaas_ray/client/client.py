@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import tempfile
@@ -20,6 +21,7 @@ from mlaas_ray.core.errors import EventError, ServiceError
 Prediction = list[float]
 
 _RAW = "application/octet-stream"
+_NPY = "application/x-npy"
 # What one request of many rows holds at most: a service refuses bodies beyond a limit, and more rows than its
 # queue takes while others wait.
 _MOST_BYTES = 4 << 20
@@ -102,8 +104,8 @@ class Client:
             event: One event: values of each branch: a number, or a list for a jagged one.
 
         Returns:
-            For a table, and an array ``(events, features)``, an array ``(events, outputs)`` float32;
-            ``[p0, …]`` for one row or event; a list of such for several.
+            For a table, and an array ``(events, features)``, an array ``(events, outputs)`` in the type of
+            the model's answers; ``[p0, …]`` for one row or event; a list of such for several.
         """
         given = [part for part in (events, values, keys, event) if part is not None]
         tables = [part for part in (events, values) if _is_table(part)]
@@ -130,13 +132,19 @@ class Client:
     def _predict_matrix(self, model: str, values: Any) -> Any:
         import numpy as np  # which is there: the caller made the array with it
 
-        with np.errstate(over="ignore"):
-            rows = np.ascontiguousarray(values, dtype="<f4")
-        if np.isinf(rows).any():
-            raise EventError("the event cannot be sent: a value is too large for float32", "Send finite ones")
-        return self._predict_parts(
-            model, len(rows), rows.nbytes, _RAW, lambda start, stop: rows[start:stop].tobytes()
-        )
+        # float32 would round other types, and some models hold more
+        kind, rows = _NPY, np.ascontiguousarray(values)
+        if np.can_cast(rows.dtype, np.float32):
+            kind, rows = _RAW, rows.astype("<f4", copy=False)
+
+        def body(start: int, stop: int) -> bytes:
+            if kind == _RAW:
+                return rows[start:stop].tobytes()
+            file = io.BytesIO()
+            np.save(file, rows[start:stop], allow_pickle=False)
+            return file.getvalue()
+
+        return self._predict_parts(model, len(rows), rows.nbytes, kind, body)
 
     def _predict_table(self, model: str, events: Any) -> Any:
         import numpy as np
@@ -171,7 +179,7 @@ class Client:
                     "POST",
                     f"/models/{quote(model, safe=':')}/predict",
                     content=body(start, stop),
-                    headers={"Content-Type": kind, "Accept": _RAW},
+                    headers={"Content-Type": kind, "Accept": _NPY},
                 )
             except _TooLargeError:
                 if stop - start == 1:
@@ -186,7 +194,8 @@ class Client:
                 if stop - start == rows:
                     raise
                 raise ServiceError(f"of rows {start} to {stop - 1}: {error.message}", error.remedy) from None
-            answers.append(np.frombuffer(reply.content, "<f4").reshape(-1, int(reply.headers["X-Outputs"])))
+            answered = np.load(io.BytesIO(reply.content), allow_pickle=False)
+            answers.append(answered.reshape(len(answered), -1))
             model = reply.headers.get("X-Model", model)
             start, tries = stop, 0
         return np.concatenate(answers)

@@ -20,7 +20,12 @@ Rows = npt.NDArray[np.float32]
 
 
 @np.errstate(over="ignore")  # what is beyond float32 is infinite
-def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = None) -> Rows:
+def flatten(
+    arrays: Mapping[str, Any],
+    spec: FeatureSpec,
+    out: Rows | None = None,
+    dtype: npt.DTypeLike = np.float32,
+) -> Rows:
     """Put the arrays of some events into the columns of a spec.
 
     Values beyond a jagged branch's length are left out; slots without a value are NaN. The images of a
@@ -31,9 +36,10 @@ def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = Non
             ``(events, var)``.
         spec: The columns.
         out: Rows to fill, ``(events, features)`` float32 and C-contiguous; made when not given.
+        dtype: Of the rows that are made: a wider float for a model that holds more; images are float32.
 
     Returns:
-        ``(events, features)`` float32.
+        ``(events, features)`` float32, or of that type.
 
     Raises:
         FeatureError: When a branch is missing, of the wrong kind or number of events, or not numeric.
@@ -43,7 +49,7 @@ def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = Non
         raise FeatureError(f"no values for {missing[0]!r}", nearest(missing[0], arrays))
     events = len(arrays[spec.features[0].name])
     if out is None:
-        out = np.empty((events, spec.width), dtype=np.float32)
+        out = np.empty((events, spec.width), np.float32 if isinstance(spec, GridSpec) else dtype)
     elif out.shape != (events, spec.width) or out.dtype != np.float32 or not out.flags.c_contiguous:
         raise FeatureError(f"out must be C-contiguous float32 of shape ({events}, {spec.width})")
     if isinstance(spec, GridSpec):
@@ -79,23 +85,25 @@ def flatten(arrays: Mapping[str, Any], spec: FeatureSpec, out: Rows | None = Non
 
 
 @np.errstate(over="ignore")
-def flatten_events(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Rows:
+def flatten_events(
+    events: Sequence[Mapping[str, Any]], spec: FeatureSpec, dtype: npt.DTypeLike = np.float32
+) -> Rows:
     """Put events as a program sends them, ``{"MET_pt": 31.2, "Jet_pt": [52.1, 33.0]}``, into rows.
 
     They are the file's branches, ``spec.raw``: what is defined of them is computed, and objects are kept and
     sorted as in training. A branch that is left out, or None, has no value. Objects beyond a branch's length
-    are left out, and ``spec.select`` is not applied.
+    are left out, and ``spec.select`` is not applied. ``dtype`` is as in :func:`flatten`.
 
     Returns:
-        ``(events, features)`` float32, the same as :func:`flatten` gives for the same values.
+        ``(events, features)`` float32 or of that type, the same as :func:`flatten` gives for the same values.
 
     Raises:
         EventError: For a branch the spec does not know, a list where one value is due or the reverse, and
             values that are not numbers.
     """
     if spec.is_prepared or isinstance(spec, GridSpec):
-        return _prepared_rows(events, spec)
-    rows = np.full((len(events), spec.width), np.nan, dtype=np.float32)
+        return _prepared_rows(events, spec, dtype)
+    rows: Rows = np.full((len(events), spec.width), np.nan, dtype=dtype)
     for row, event in zip(rows, events, strict=True):
         for name, value in event.items():
             feature = spec.by_name.get(name)
@@ -106,14 +114,15 @@ def flatten_events(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Ro
     return rows
 
 
-def _prepared_rows(events: Sequence[Mapping[str, Any]], spec: FeatureSpec) -> Rows:
+def _prepared_rows(events: Sequence[Mapping[str, Any]], spec: FeatureSpec, dtype: npt.DTypeLike) -> Rows:
     """Put events into rows the way of training: as columns, prepared, then flattened or drawn."""
     if not events:
-        return np.empty((0, spec.width), dtype=np.float32)
+        return np.empty((0, spec.width), dtype=dtype)
     # An object without a weight would vanish from an image unseen, where in a vector it is a missing value.
-    columns = columns_of(events, spec, complete=not isinstance(spec, GridSpec))
+    floats = np.float32 if np.dtype(dtype) == np.float32 else np.float64
+    columns = columns_of(events, spec, complete=not isinstance(spec, GridSpec), floats=floats)
     try:
-        return flatten(prepare(columns, spec, select=False)[0], spec)
+        return flatten(prepare(columns, spec, select=False)[0], spec, dtype=dtype)
     except FeatureError as error:  # here it is the events that do not fit, such as 3 Jet_pt and 2 Jet_eta
         raise EventError(error.message, error.remedy) from None
 

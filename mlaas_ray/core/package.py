@@ -73,11 +73,13 @@ class Tensor(_Strict):
         name: As the model file names it.
         dtype: numpy's name, such as ``float32``.
         shape: Sizes; None where any size will do. The first is the batch.
+        labels: Of an output of probabilities the class names in their order, where the model file says them.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    labels: tuple[str, ...] = ()
 
 
 class Signature(_Strict):
@@ -296,7 +298,7 @@ def write_package(
         signature: Named inputs and outputs.
         task: What the outputs mean, when that is known.
         features: The FeatureSpec, when the columns are known.
-        labels: Class names, in the order of the classes.
+        labels: Class names, in the order of the classes; where none are given, those of the model file.
         metrics: What was measured.
         lineage: Where it comes from.
 
@@ -311,7 +313,7 @@ def write_package(
         "signature.json": signature.model_dump_json(indent=1),
         "features.json": features.to_json() if features else None,
         "task.json": task.model_dump_json(indent=1) if task else None,
-        "labels.json": json.dumps(labels or []),
+        "labels.json": json.dumps(labels or signature.outputs[0].labels),
         "metrics.json": json.dumps(metrics or {}, indent=1),
         "lineage.json": json.dumps(lineage or {}, indent=1),
     }

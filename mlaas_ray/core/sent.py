@@ -19,7 +19,13 @@ from mlaas_ray.core.values import Whole, from_counts
 Event = Mapping[str, Any]
 
 
-def columns_of(events: Sequence[Event], spec: FeatureSpec, *, complete: bool = True) -> dict[str, Column]:
+def columns_of(
+    events: Sequence[Event],
+    spec: FeatureSpec,
+    *,
+    complete: bool = True,
+    floats: type[np.floating[Any]] = np.float32,
+) -> dict[str, Column]:
     """Return the branches of some events as columns, those of ``spec.raw``.
 
     Args:
@@ -27,6 +33,7 @@ def columns_of(events: Sequence[Event], spec: FeatureSpec, *, complete: bool = T
         spec: The branches.
         complete: Whether a jagged branch that an event leaves out is NaN for as many objects as the event's
             other branches of the collection have; else it has no objects. A flat one is NaN.
+        floats: See :func:`numbers`.
 
     Raises:
         EventError: For a branch the spec does not know, a list where one value is due or the reverse, and
@@ -48,18 +55,23 @@ def columns_of(events: Sequence[Event], spec: FeatureSpec, *, complete: bool = T
             counts = tuple(map(len, lists[name]))
             if counts not in shared:
                 shared[counts] = from_counts(np.array(counts))
-            columns[name] = Jagged(shared[counts], numbers(list(chain.from_iterable(lists[name])), name))
+            columns[name] = Jagged(
+                shared[counts], numbers(list(chain.from_iterable(lists[name])), name, floats)
+            )
         elif kinds[name] == "fixed":
-            columns[name] = _fixed(name, values, spec)
+            columns[name] = _fixed(name, values, spec, floats)
         else:
-            columns[name] = numbers(values, name)
+            columns[name] = numbers(values, name, floats)
     return columns
 
 
-def numbers(values: Sequence[Any], name: str) -> npt.NDArray[Any]:
-    """Return what was sent as ``(values,)``: booleans, whole numbers, or float32 with NaN for None.
+def numbers(
+    values: Sequence[Any], name: str, floats: type[np.floating[Any]] = np.float32
+) -> npt.NDArray[Any]:
+    """Return what was sent as ``(values,)``: booleans, whole numbers, or floats with NaN for None.
 
-    Float32 is what files hold: a cut must fall on the same side as it did in training.
+    Float32 is what files hold: a cut must fall on the same side as it did in training. Float64 is for models
+    that hold more.
 
     Raises:
         EventError: For what is no number.
@@ -67,21 +79,21 @@ def numbers(values: Sequence[Any], name: str) -> npt.NDArray[Any]:
     types = set(map(type, values))
     if types == {bool}:
         return np.array(values)
-    if types == {int}:
+    for whole in (np.int64, np.uint64) if types == {int} else ():
         try:
-            return np.array(values, dtype=np.int64)
+            return np.array(values, dtype=whole)
         except OverflowError:  # beyond 64 bits
             pass
     if not types <= {float}:
         values = [np.nan if value is None else number(value, name) for value in values]
     # whole numbers beside None stay exact
-    dtype = np.float64 if int in types and types <= {int, type(None)} else np.float32
+    dtype = np.float64 if int in types and types <= {int, type(None)} else floats
     with np.errstate(over="ignore"):
         return np.array(values, dtype=dtype)
 
 
 def number(value: Any, name: str) -> float:
-    """Return one number that was sent.
+    """Return one number that was sent: whole ones as they are, of which floats would round some.
 
     Raises:
         EventError: When it is none.
@@ -90,9 +102,10 @@ def number(value: Any, name: str) -> float:
         return value
     if isinstance(value, bool | int | float | np.integer | np.floating | np.bool_):
         try:
-            return float(value)
+            rounded = float(value)
         except OverflowError:  # an integer of more than 308 digits
             return math.inf if value > 0 else -math.inf
+        return int(value) if isinstance(value, int | np.integer) else rounded
     if is_list(value):
         raise EventError(f"{name!r} has one value an event, but a list was sent", f'Send "{name}": number')
     raise EventError(f"{name!r}: {value!r} is not a number", "Send numbers, or null for no value")
@@ -147,7 +160,9 @@ def _complete(lists: dict[str, list[Any]], spec: FeatureSpec) -> None:
                 values[event] = [None] * (counts.pop() if len(counts) == 1 else 0)
 
 
-def _fixed(name: str, values: list[Any], spec: FeatureSpec) -> npt.NDArray[Any]:
+def _fixed(
+    name: str, values: list[Any], spec: FeatureSpec, floats: type[np.floating[Any]]
+) -> npt.NDArray[Any]:
     feature = spec.by_name.get(name)
     given = [value for value in values if value is not None]
     for value in given:
@@ -160,4 +175,4 @@ def _fixed(name: str, values: list[Any], spec: FeatureSpec) -> npt.NDArray[Any]:
             f"{name!r} has {length} values an event, but {min(lengths - {length})} were sent", "Send all"
         )
     rows = [[None] * length if value is None else value for value in values]
-    return numbers(list(chain.from_iterable(rows)), name).reshape(len(values), length)
+    return numbers(list(chain.from_iterable(rows)), name, floats).reshape(len(values), length)

@@ -28,14 +28,16 @@ from mlaas_ray.core.flatten import Rows, flatten, flatten_events
 from mlaas_ray.core.prepare import needed_branches, prepare
 from mlaas_ray.core.sent import unknown_branch
 from mlaas_ray.inference.body import BodyTooLargeError
-from mlaas_ray.inference.rows import Table, positions_of, scatter
+from mlaas_ray.inference.rows import FLOAT32, Table, carrier, positions_of, scatter
 
 _FLOAT32 = pa.float32()
 _NO_NULL = "a value is null, and the model says nothing of missing values"
 _REMEDY = "Write it with pyarrow.ipc.new_stream, without compression"
 
 
-def read_stream(body: bytes, spec: FeatureSpec | None, width: int, limit: int) -> Rows:
+def read_stream(
+    body: bytes, spec: FeatureSpec | None, width: int, limit: int, dtype: np.dtype[Any] = FLOAT32
+) -> npt.NDArray[Any]:
     """Turn a stream into a model's rows.
 
     Args:
@@ -43,33 +45,35 @@ def read_stream(body: bytes, spec: FeatureSpec | None, width: int, limit: int) -
         spec: The model's columns; None in a model that came from elsewhere.
         width: Values a row has.
         limit: Most bytes of rows it may become.
+        dtype: Type of the model's values.
 
     Returns:
-        ``(events, features)`` float32.
+        ``(events, features)`` of that type.
 
     Raises:
         EventError: For a stream that is damaged, or does not fit the model.
         BodyTooLargeError: For more rows.
     """
     batch = _open(body)
-    if batch.num_rows * width * 4 > limit:
+    wide = np.dtype(carrier(dtype))
+    if batch.num_rows * width * wide.itemsize > limit:
         raise BodyTooLargeError(f"{batch.num_rows} rows take more than {limit} bytes", "Send less at once")
     names = batch.schema.names
     known = {*spec.columns, *spec.raw} if spec is not None else set()
     if len(names) == 1 and _list_size(batch.schema.types[0]) and names[0] not in known:
-        rows = _lists(batch.column(0), null=spec is not None)
+        rows = _lists(batch.column(0), wide, null=spec is not None)
     elif spec is None:
         if any(column.null_count for column in batch.columns):
             raise EventError(_NO_NULL, "Send numbers")
-        rows = _matrix(batch)
+        rows = _matrix(batch, wide)
     elif spec.index.keys() >= set(names) and not _are_all_branches(set(names), spec):
-        rows = _by_columns(batch, spec)
+        rows = _by_columns(batch, spec, wide)
     else:
-        rows = _by_branches(batch, spec)
-    return Table(rows).rows(spec, width)[0]
+        rows = _by_branches(batch, spec, wide)
+    return Table(rows).rows(spec, width, dtype)[0]
 
 
-def write_stream(answers: npt.NDArray[np.float32]) -> bytes:
+def write_stream(answers: npt.NDArray[Any]) -> bytes:
     """Write predictions ``(events, outputs)`` as a stream with one column ``prediction``."""
     outputs = answers.shape[1]
     column = pa.array(answers.ravel())
@@ -155,15 +159,14 @@ def _list_size(kind: pa.DataType) -> int:
     return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 0
 
 
-def _lists(array: pa.Array, *, null: bool) -> Rows:
+def _lists(array: pa.Array, wide: np.dtype[Any], *, null: bool) -> npt.NDArray[Any]:
     """Return a column of lists of a fixed size as ``(events, values)``."""
     if array.null_count:
         raise EventError("a row is null", "Leave it out")
     values = _values(array)
     if values.null_count and not null:
         raise EventError(_NO_NULL, "Send numbers")
-    rows: Rows = _float32(values).to_numpy(zero_copy_only=False).reshape(len(array), -1)
-    return rows
+    return _floats(values, wide).reshape(len(array), -1)
 
 
 def _values(array: pa.Array) -> pa.Array:
@@ -171,16 +174,32 @@ def _values(array: pa.Array) -> pa.Array:
     return (array.storage if isinstance(array, pa.ExtensionArray) else array).flatten()
 
 
-def _matrix(batch: pa.RecordBatch) -> Rows:
+def _matrix(batch: pa.RecordBatch, wide: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return columns of numbers as ``(events, columns)``, NaN where null is."""
     types = batch.schema.types
     if any(kind != _FLOAT32 for kind in types):
         for name, kind in zip(batch.schema.names, types, strict=True):
             if not _is_numeric(kind):
                 raise EventError(f"the column {name!r} is of lists, but has one value a row", "Send numbers")
+        if wide != FLOAT32:
+            return np.stack([_floats(column, wide) for column in batch.columns], axis=1)
         batch = pa.record_batch(list(map(_float32, batch.columns)), names=batch.schema.names)
     matrix: Rows = batch.to_tensor(null_to_nan=True).to_numpy()
     return matrix
+
+
+def _floats(array: pa.Array, wide: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return numbers in a wide type, NaN where null is."""
+    if wide == FLOAT32:
+        array = _float32(array)
+    elif not pa.types.is_integer(array.type):
+        array = array.cast(pa.float64())
+    elif array.null_count:  # as float64, which is what to_numpy makes of them, some would be rounded
+        missing = array.is_null().to_numpy(zero_copy_only=False)
+        whole: npt.NDArray[Any] = array.fill_null(0).to_numpy()
+        return np.where(missing, wide.type(np.nan), whole)
+    values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return np.asarray(values, wide)
 
 
 def _float32(array: pa.Array) -> pa.Array:
@@ -193,13 +212,13 @@ def _are_all_branches(names: set[str], spec: FeatureSpec) -> bool:
     return spec.is_prepared and spec.raw.keys() <= names <= spec.raw.keys() | needed_branches(spec)
 
 
-def _by_columns(batch: pa.RecordBatch, spec: FeatureSpec) -> Rows:
+def _by_columns(batch: pa.RecordBatch, spec: FeatureSpec, wide: np.dtype[Any]) -> npt.NDArray[Any]:
     if batch.num_columns == spec.width:
-        return _matrix(batch.select(list(spec.columns)))
-    return scatter(_matrix(batch), positions_of(batch.schema.names, spec), spec.width)
+        return _matrix(batch.select(list(spec.columns)), wide)
+    return scatter(_matrix(batch, wide), positions_of(batch.schema.names, spec), spec.width)
 
 
-def _by_branches(batch: pa.RecordBatch, spec: FeatureSpec) -> Rows:
+def _by_branches(batch: pa.RecordBatch, spec: FeatureSpec, wide: np.dtype[Any]) -> npt.NDArray[Any]:
     known = spec.raw.keys() | needed_branches(spec)
     for name in batch.schema.names:
         if name not in known and name not in spec.index:
@@ -217,35 +236,35 @@ def _by_branches(batch: pa.RecordBatch, spec: FeatureSpec) -> Rows:
         )
     columns: dict[str, Column] = {}
     for name, kind in spec.raw.items():
-        branch = _branch(batch.column(name), kind) if name in batch.schema.names else None
+        branch = _branch(batch.column(name), kind, wide) if name in batch.schema.names else None
         if branch is None:  # left out, or of another kind: filled in, or refused, one by one
-            return flatten_events(batch.to_pylist(), spec)
+            return flatten_events(batch.to_pylist(), spec, wide)
         columns[name] = branch
     try:
-        return flatten(prepare(columns, spec, select=False)[0], spec)
+        return flatten(prepare(columns, spec, select=False)[0], spec, dtype=wide)
     except FeatureError as error:  # here it is the events that do not fit, such as 3 Jet_pt and 2 Jet_eta
         raise EventError(error.message, error.remedy) from None
 
 
-def _branch(array: pa.Array, kind: Kind | None) -> Column | None:
+def _branch(array: pa.Array, kind: Kind | None, wide: np.dtype[Any]) -> Column | None:
     """Return a branch as a reader would give it; None where lists are missing, or it is of another kind."""
     if _is_numeric(array.type):
-        return _numbers(array) if kind in ("flat", None) else None
+        return _numbers(array, wide) if kind in ("flat", None) else None
     if array.null_count or kind == "flat":
         return None
     size = _list_size(array.type)
     if kind == "fixed":
-        return _numbers(_values(array)).reshape(len(array), size) if size else None
+        return _numbers(_values(array), wide).reshape(len(array), size) if size else None
     if size:
         offsets = np.arange(len(array) + 1, dtype=np.int64) * size
     else:
         offsets = array.offsets.to_numpy().astype(np.int64)
-    return Jagged(offsets - offsets[0], _numbers(_values(array)))
+    return Jagged(offsets - offsets[0], _numbers(_values(array), wide))
 
 
-def _numbers(array: pa.Array) -> npt.NDArray[Any]:
+def _numbers(array: pa.Array, wide: np.dtype[Any]) -> npt.NDArray[Any]:
     # Float32 is what files hold: a cut must fall on the same side as it did in training.
-    if pa.types.is_floating(array.type):
+    if wide == FLOAT32 and pa.types.is_floating(array.type):
         array = _float32(array)
     values: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    return values.astype(np.float32) if values.dtype == object else values
+    return values.astype(np.float64 if wide != FLOAT32 else np.float32) if values.dtype == object else values

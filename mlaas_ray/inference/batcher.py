@@ -55,7 +55,7 @@ class Group(Generic[Model]):
 
     Attributes:
         model: Whose.
-        rows: ``(events, features)`` float32.
+        rows: ``(events, features)`` in the type that it takes.
     """
 
     model: Model
@@ -147,7 +147,7 @@ class Batcher(Generic[Model]):
         Args:
             lane: Where they wait.
             model: Whose they are.
-            rows: ``(events, features)`` float32, fit for the model.
+            rows: ``(events, features)``, fit for the model and of its type.
             done: Called once, in the event loop, with the answer ``(events, outputs…)`` or an error.
 
         Raises:

@@ -9,6 +9,7 @@ from mlaas_ray.core.package import ModelFormat, Signature
 from mlaas_ray.inference.examination import RuntimeName
 from mlaas_ray.inference.litert import LiteRuntime, convert
 from mlaas_ray.inference.onnx_runtime import OnnxRuntime
+from mlaas_ray.inference.params import named_outputs
 from mlaas_ray.inference.predictions import Runtime
 from mlaas_ray.inference.saved_model import FrozenRuntime, SavedModelRuntime, freeze
 
@@ -20,10 +21,14 @@ _MAKE: dict[RuntimeName, Callable[[SavedModelRuntime, Path], None]] = {"frozen":
 def open_model(path: Path, model_format: ModelFormat, threads: int = 1) -> Runtime:
     """Load a model file (ONNX) or directory (SavedModel) as it is: this is the reference.
 
+    Of several outputs a ``params.json`` beside it may name the one to serve.
+
     Raises:
         ModelError: When it cannot be loaded.
+        PackageError: When its params.json is damaged.
     """
-    return OnnxRuntime(path, threads) if model_format == "onnx" else SavedModelRuntime(path, threads)
+    opened = OnnxRuntime if model_format == "onnx" else SavedModelRuntime
+    return opened(path, threads, named_outputs(path.parent))
 
 
 def make(name: RuntimeName, reference: SavedModelRuntime, folder: Path) -> None:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from mlaas_ray.core.errors import EventError, MlaasError, ModelMissingError, PackageError
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.package import MANIFEST, ModelPackage
+from mlaas_ray.inference.rows import FLOAT32
 from mlaas_ray.inference.shipment import ModelKey
 from mlaas_ray.repository import ModelVersion, Repository
 
@@ -28,6 +32,7 @@ class Entry:
         features: Its columns; None in a model that came from elsewhere.
         width: Values a row has.
         labels: Class names, in the order of the classes; empty where they are not known.
+        dtype: Type of a row's values.
     """
 
     key: ModelKey
@@ -36,6 +41,7 @@ class Entry:
     features: FeatureSpec | None = field(compare=False)
     width: int = field(compare=False)
     labels: list[str] = field(compare=False)
+    dtype: np.dtype[Any] = field(default=FLOAT32, compare=False)
 
 
 class Catalog:
@@ -118,7 +124,11 @@ def _parse(version: ModelVersion, package: ModelPackage) -> Entry:
         columns = f"its features.json has {features.width}" if features else "it has no fixed width"
         raise PackageError(f"{version}: the model takes {width} values a row, {columns}", "Publish it again")
     key = ModelKey(version.name, version.version, package.digest)
-    return Entry(key, version, package, features, width, _labels(package))
+    try:
+        dtype = np.dtype(package.signature.inputs[0].dtype)
+    except TypeError:
+        raise PackageError(f"{version}: the model takes no numbers", "Publish it again") from None
+    return Entry(key, version, package, features, width, _labels(package), dtype)
 
 
 def _labels(package: ModelPackage) -> list[str]:

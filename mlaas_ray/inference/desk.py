@@ -30,7 +30,7 @@ from mlaas_ray.inference.events import Query
 from mlaas_ray.inference.predictor import BULK_ROWS, Predictor
 from mlaas_ray.inference.replies import error_reply
 from mlaas_ray.inference.routes import Routes
-from mlaas_ray.inference.rows import ArrayRow, Placement, SingleRow, place, placement_of, read_row
+from mlaas_ray.inference.rows import FLOAT32, ArrayRow, Placement, SingleRow, place, placement_of, read_row
 from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.status import Status
 from mlaas_ray.inference.wire import read_message, read_row_message, write_each
@@ -144,6 +144,8 @@ class Desk:
         alike = (entry.key, placement, language.path)
         block = self._blocks.get(alike)
         if block is None:
+            if entry.dtype != FLOAT32:  # the decoders here read nothing else
+                return False
             if not self._blocks and not self._full:
                 asyncio.get_running_loop().call_soon(self._send)
             block = self._blocks[alike] = _Block(entry, placement, language, time.perf_counter())

@@ -11,6 +11,7 @@ written in any case, other fields are ignored, as TFaaS does:
 
 What most programs send, ``values`` of one row or of many under names in lower case, is read by a typed
 decoder, in a third of the time; what that does not take is read again in general, which says what is wrong.
+So is what is sent to a model of other numbers than float32, which gets them unrounded.
 """
 
 from __future__ import annotations
@@ -21,20 +22,23 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from mlaas_ray.core.errors import EventError
 from mlaas_ray.core.features import FeatureSpec
-from mlaas_ray.core.flatten import Rows, flatten_events
+from mlaas_ray.core.flatten import flatten_events
 from mlaas_ray.inference.rows import (
+    FLOAT32,
     ManyRows,
     SingleRow,
+    carrier,
+    fit,
     place_many,
     place_row,
     positions_of,
     read_row,
     read_rows,
-    refuse_infinite,
     scatter,
 )
 
@@ -97,19 +101,24 @@ class Query:
             raise EventError(f"version is a {_kind(version)}", 'Send "version": 3')
         return f"{name.partition(':')[0]}:{version}"
 
-    def rows(self, spec: FeatureSpec | None, width: int) -> tuple[Rows, bool]:
+    def rows(
+        self, spec: FeatureSpec | None, width: int, dtype: np.dtype[Any] = FLOAT32
+    ) -> tuple[npt.NDArray[Any], bool]:
         """Turn the events into a model's rows.
 
         Args:
             spec: The model's columns; None in a model that came from elsewhere.
             width: Values a row has.
+            dtype: Type of its values.
 
         Returns:
-            ``(events, features)`` float32, and whether many events were sent (as a list).
+            ``(events, features)`` of that type, and whether many events were sent (as a list).
 
         Raises:
             EventError: For events that do not fit the model.
         """
+        if dtype != FLOAT32:  # the typed decoder reads all numbers as floating-point ones
+            return self._rows(spec, width, dtype)
         usual = self.usual
         many = isinstance(usual, ManyRows)
         if isinstance(usual, SingleRow):
@@ -119,26 +128,31 @@ class Query:
             placed = place_many(usual, spec, width) if usual else None
         if placed is not None:
             return placed, many
-        return self._rows(spec, width)
+        return self._rows(spec, width, dtype)
 
-    def _rows(self, spec: FeatureSpec | None, width: int) -> tuple[Rows, bool]:
+    def _rows(
+        self, spec: FeatureSpec | None, width: int, dtype: np.dtype[Any]
+    ) -> tuple[npt.NDArray[Any], bool]:
         """Turn the events of any form into rows, or say what is wrong with them."""
         given = [name for name in ("values", "event", "events") if self.fields.get(name) is not None]
         if len(given) != 1:
             what = " and ".join(given) or "no values and no event"
             raise EventError(f"the request has {what}", FORMS)
         if given == ["values"]:
-            rows, many = self._from_values(spec, width)
+            # not in float32: an error names the value that was sent
+            wide = np.float64 if dtype == FLOAT32 else np.longdouble
+            rows, many = self._from_values(spec, width, wide)
         elif spec is None:
             raise EventError("the model knows no branches: it has no features.json", 'Send {"values": […]}')
         else:
             events = self.fields[given[0]]
             many = given == ["events"]
-            rows = flatten_events(_events(events) if many else _events([events]), spec)
-        refuse_infinite(rows, spec)
-        return rows, many
+            rows = flatten_events(_events(events) if many else _events([events]), spec, carrier(dtype))
+        return fit(rows, dtype, spec), many
 
-    def _from_values(self, spec: FeatureSpec | None, width: int) -> tuple[Rows, bool]:
+    def _from_values(
+        self, spec: FeatureSpec | None, width: int, wide: type[np.floating[Any]]
+    ) -> tuple[npt.NDArray[Any], bool]:
         values = self.fields["values"]
         keys = self.fields.get("keys")
         if not isinstance(values, list) or not values:
@@ -147,16 +161,18 @@ class Query:
         rows = values if many else [values]
         # TFaaS ignores the keys; so does a model that knows no columns.
         if keys is None or spec is None:
-            return _matrix(rows, width, null=spec is not None), many
+            return _matrix(rows, width, wide, null=spec is not None), many
         if not isinstance(keys, list):
             raise EventError(f"keys is a {_kind(keys)}", 'Send "keys": ["name", …]')
         positions = positions_of(keys, spec)
-        matrix = _matrix(rows, len(keys), null=True, what=f"{len(keys)} keys")
+        matrix = _matrix(rows, len(keys), wide, null=True, what=f"{len(keys)} keys")
         return scatter(matrix, positions, spec.width), many
 
 
-def _matrix(rows: list[Any], width: int, *, null: bool, what: str = "") -> Rows:
-    """Make ``(events, width)`` float32 of lists of numbers, NaN where null is.
+def _matrix(
+    rows: list[Any], width: int, wide: type[np.floating[Any]], *, null: bool, what: str = ""
+) -> npt.NDArray[Any]:
+    """Make ``(events, width)`` of a wide type of lists of numbers, NaN where null is.
 
     Raises:
         EventError: For a row of another length, and for what is no number.
@@ -176,9 +192,7 @@ def _matrix(rows: list[Any], width: int, *, null: bool, what: str = "") -> Rows:
                 continue
             known = "a number or null" if null else "a number (the model says nothing of missing values)"
             raise EventError(f"{where}value {position} is {_shown(value)}, not {known}", "Send numbers")
-    # None becomes NaN here, and what float32 cannot hold infinity, which the caller refuses.
-    with np.errstate(over="ignore"):
-        return np.array(rows, dtype=np.float64).astype(np.float32)
+    return np.array(rows, dtype=wide)  # None becomes NaN
 
 
 def _events(events: Any) -> Sequence[Mapping[str, Any]]:

@@ -6,11 +6,12 @@ media type                          request                  answer
 application/json                    as /json                 ``[p0, …]``, or ``[[p0, …], …]`` for many rows
 application/x-protobuf              Row, DataFrame           Predictions, PredictionsList
 application/vnd.apache.arrow.stream a table                  a column ``prediction``
-application/x-npy                   numbers                  ``(events, outputs…)`` float32
+application/x-npy                   numbers                  ``(events, outputs…)``
 application/octet-stream            float32, row after row   float32, row after row; X-Outputs: how many a row
 =================================== ======================== ===============================================
 
 In all but JSON and protobuf one row is a table of one row. NaN is a missing value; infinity is refused.
+Answers have the model's type; in protobuf and raw rows they are float32.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ import orjson
 
 from mlaas_ray.core.errors import EventError, MlaasError
 from mlaas_ray.core.features import FeatureSpec
-from mlaas_ray.core.flatten import Rows
 from mlaas_ray.inference.arrow import read_stream, write_stream
 from mlaas_ray.inference.events import Query
-from mlaas_ray.inference.rows import Table
+from mlaas_ray.inference.rows import FLOAT32, Table
 from mlaas_ray.inference.wire import read_message, write_predictions
 
 # Rows may be larger than the body they came in, where columns are left out; not by more than this.
 LARGER = 16
 
+# in the type that a model takes
+Sent = npt.NDArray[Any]
 Answers = npt.NDArray[Any]
 
 
@@ -55,12 +57,14 @@ class Target:
         spec: The model's columns; None in a model that came from elsewhere.
         width: Values a row has.
         limit: Most bytes of a body.
+        dtype: Type of the model's values.
     """
 
     model: str
     spec: FeatureSpec | None
     width: int
     limit: int
+    dtype: np.dtype[Any] = FLOAT32
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Format:
     """
 
     types: tuple[str, ...]
-    read: Callable[[bytes, Target], tuple[Rows, bool]]
+    read: Callable[[bytes, Target], tuple[Sent, bool]]
     write: Callable[[Answers, Sequence[str], bool], bytes]
 
 
@@ -132,23 +136,23 @@ def _quality(candidate: Format, ranges: dict[str, float]) -> float:
     return max(named) if named else ranges.get("application/*", ranges.get("*/*", 0.0))
 
 
-def _read_json(body: bytes, target: Target) -> tuple[Rows, bool]:
+def _read_json(body: bytes, target: Target) -> tuple[Sent, bool]:
     query = Query.parse(body)
     _check_model(query.model, target)
-    return query.rows(target.spec, target.width)
+    return query.rows(target.spec, target.width, target.dtype)
 
 
-def _read_protobuf(body: bytes, target: Target) -> tuple[Rows, bool]:
+def _read_protobuf(body: bytes, target: Target) -> tuple[Sent, bool]:
     table = read_message(body)
     _check_model(table.model, target)
-    return table.rows(target.spec, target.width)
+    return table.rows(target.spec, target.width, target.dtype)
 
 
-def _read_arrow(body: bytes, target: Target) -> tuple[Rows, bool]:
-    return read_stream(body, target.spec, target.width, LARGER * target.limit), True
+def _read_arrow(body: bytes, target: Target) -> tuple[Sent, bool]:
+    return read_stream(body, target.spec, target.width, LARGER * target.limit, target.dtype), True
 
 
-def _read_npy(body: bytes, target: Target) -> tuple[Rows, bool]:
+def _read_npy(body: bytes, target: Target) -> tuple[Sent, bool]:
     values = _array(body)
     if values.dtype.kind not in "biuf":
         raise EventError(f"the npy array is of {values.dtype}, not of numbers", "Save it as float32")
@@ -156,18 +160,18 @@ def _read_npy(body: bytes, target: Target) -> tuple[Rows, bool]:
         values = values[None]
     if values.ndim != 2:
         raise EventError(f"the npy array has the shape {values.shape}", f"Save it as (rows, {target.width})")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused
-        return Table(np.ascontiguousarray(values, dtype=np.float32)).rows(target.spec, target.width)
+    return Table(values).rows(target.spec, target.width, target.dtype)
 
 
-def _read_raw(body: bytes, target: Target) -> tuple[Rows, bool]:
+def _read_raw(body: bytes, target: Target) -> tuple[Sent, bool]:
     row = 4 * target.width
     if len(body) % row:
         raise EventError(
             f"the body has {len(body)} bytes, but a row of {target.width} float32 has {row}",
             f"Send a multiple of {row} bytes, little-endian, row after row",
         )
-    return Table(np.frombuffer(body, "<f4").reshape(-1, target.width)).rows(target.spec, target.width)
+    values = np.frombuffer(body, "<f4").reshape(-1, target.width)
+    return Table(values).rows(target.spec, target.width, target.dtype)
 
 
 def _array(body: bytes) -> npt.NDArray[Any]:
@@ -212,10 +216,6 @@ def _check_model(named: str, target: Target) -> None:
         raise EventError(f"the path is of {target.model!r}, the body of {named!r}", "Leave one out")
 
 
-def _flat(answers: Answers) -> npt.NDArray[np.float32]:
-    return np.ascontiguousarray(answers.reshape(len(answers), -1), dtype="<f4")
-
-
 def _write_json(answers: Answers, _labels: Sequence[str], many: bool) -> bytes:
     content = np.ascontiguousarray(answers if many else answers[0])
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
@@ -226,17 +226,17 @@ def _write_protobuf(answers: Answers, labels: Sequence[str], many: bool) -> byte
 
 
 def _write_arrow(answers: Answers, _labels: Sequence[str], _many: bool) -> bytes:
-    return write_stream(_flat(answers))
+    return write_stream(answers.reshape(len(answers), -1))
 
 
 def _write_npy(answers: Answers, _labels: Sequence[str], _many: bool) -> bytes:
     file = io.BytesIO()
-    np.lib.format.write_array(file, np.ascontiguousarray(answers, dtype="<f4"), allow_pickle=False)
+    np.lib.format.write_array(file, np.ascontiguousarray(answers), allow_pickle=False)
     return file.getvalue()
 
 
 def _write_raw(answers: Answers, _labels: Sequence[str], _many: bool) -> bytes:
-    return _flat(answers).tobytes()
+    return answers.astype("<f4", copy=False).tobytes()
 
 
 JSON = Format(("application/json",), _read_json, _write_json)

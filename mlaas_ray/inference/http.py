@@ -146,7 +146,7 @@ class HttpFace:
         query = await _apart(len(body), Query.parse, body)
         entry = await self._backend.find(query.model)
         size = len(body) if query.usual else len(body) * SLOWER
-        rows, many = await _apart(size, query.rows, entry.features, entry.width)
+        rows, many = await _apart(size, query.rows, entry.features, entry.width, entry.dtype)
         return await self._answer(entry, rows, many, JSON)
 
     async def predict_message(self, request: Request) -> Response:
@@ -154,7 +154,7 @@ class HttpFace:
         body = await self._body(request)
         table = await _apart(len(body), read_message, body)
         entry = await self._backend.find(table.model)
-        rows, many = table.rows(entry.features, entry.width)
+        rows, many = table.rows(entry.features, entry.width, entry.dtype)
         # TFaaS's own media type
         return await self._answer(entry, rows, many, PROTOBUF, "application/octet-stream")
 
@@ -165,7 +165,7 @@ class HttpFace:
         wanted = answer_format(",".join(request.headers.getlist("accept")), sent)
         model = request.path_params["model"]
         entry = await self._backend.find(model)
-        target = Target(model, entry.features, entry.width, self._settings.request_bytes)
+        target = Target(model, entry.features, entry.width, self._settings.request_bytes, entry.dtype)
         rows, many = await _apart(len(body), sent.read, body, target)
         return await self._answer(entry, rows, many, wanted)
 

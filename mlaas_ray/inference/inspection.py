@@ -39,11 +39,12 @@ from mlaas_ray.core.cache import cache_folder
 from mlaas_ray.core.errors import ModelError
 from mlaas_ray.core.package import ModelFormat, Signature
 from mlaas_ray.inference.examination import Examination
+from mlaas_ray.inference.params import named_outputs
 
 FOUND, PROBE, ERROR = "examination.json", "probe.npz", "error.txt"
 UNFINISHED = "the process that tried it ended, or took too long"
 # Part of every key: raise it when examining changes.
-VERSION = 1
+VERSION = 2
 MOST_ENTRIES = 200
 _ABANDONED_S = 3600
 _DRAFT = ".new-"
@@ -190,6 +191,7 @@ def _key(path: Path, model_format: ModelFormat, threads: int) -> str:
         "version": VERSION,
         "files": {name: _digest(file) for name, file in sorted(_files(path, model_format).items())},
         "runtimes": {name: _release(name) for name in ("tensorflow", "onnxruntime", "ai-edge-litert")},
+        "outputs": named_outputs(path.parent),
         "threads": threads,
         "machine": _machine(),
     }

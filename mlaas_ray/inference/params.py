@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mlaas_ray.core.errors import PackageError
 from mlaas_ray.core.example import branches_to_send, example_event
 from mlaas_ray.core.package import ModelPackage, Signature
-from mlaas_ray.inference.catalog import Entry
+
+if TYPE_CHECKING:
+    from mlaas_ray.inference.catalog import Entry
 
 PARAMS = "params.json"
 
@@ -54,6 +57,16 @@ def read_params(text: str | bytes) -> dict[str, Any]:
     return params
 
 
+def named_outputs(folder: Path) -> tuple[str, ...]:
+    """Return what the params.json in a folder calls the output that is served; empty where nothing says it.
+
+    Raises:
+        PackageError: When params.json is damaged.
+    """
+    params = _written(folder)
+    return tuple(params[key] for key in ("output_name", "output_node") if params.get(key))
+
+
 def describe(entry: Entry, versions: list[int]) -> dict[str, Any]:
     """Return TFaaS's keys for a model, and after them what a client of ours may want to know.
 
@@ -62,7 +75,7 @@ def describe(entry: Entry, versions: list[int]) -> dict[str, Any]:
         versions: All versions of the model.
     """
     package = entry.package
-    own = _filled(_written(package), package)
+    own = _filled(_written(package.path), package)
     return own | {
         "version": entry.version.version,
         "versions": versions,
@@ -70,6 +83,7 @@ def describe(entry: Entry, versions: list[int]) -> dict[str, Any]:
         "framework": package.manifest.framework,
         "created": package.manifest.created.isoformat(),
         "width": entry.width,
+        "dtype": str(entry.dtype),
         # the whole course of the training is for who asks for one model
         "metrics": {key: value for key, value in package.metrics.items() if key == "validation"},
     }
@@ -82,12 +96,14 @@ def describe_fully(entry: Entry, versions: list[int]) -> dict[str, Any]:
     the signature.
     """
     features = entry.features
+    # an event's example is of numbers as they were seen, which a model of integers may not take
+    by_event = features if entry.dtype.kind == "f" else None
     # what the first pass saw takes most of its bytes, and nobody needs it to make rows
     unseen = {"features": {"__all__": {"statistics"}}}
     return describe(entry, versions) | {
         "columns": list(features.columns) if features else None,
         "branches": branches_to_send(features) if features else None,
-        "example": {"event": example_event(features)} if features else {"values": [1.0] * entry.width},
+        "example": {"event": example_event(by_event)} if by_event else {"values": [1.0] * entry.width},
         "features": features.model_dump(mode="json", exclude=unseen) if features else None,
         "classes": entry.package.labels,
         "task": task.model_dump(mode="json") if (task := entry.package.task) else None,
@@ -96,9 +112,9 @@ def describe_fully(entry: Entry, versions: list[int]) -> dict[str, Any]:
     }
 
 
-def _written(package: ModelPackage) -> dict[str, Any]:
+def _written(folder: Path) -> dict[str, Any]:
     try:
-        return read_params((package.path / PARAMS).read_bytes())
+        return read_params((folder / PARAMS).read_bytes())
     except FileNotFoundError:
         return {}
 

@@ -130,7 +130,7 @@ class ModelPool:
         """Run rows through their models.
 
         Args:
-            loads: Whose rows ``(events, features)`` float32.
+            loads: Whose rows ``(events, features)``.
             patient: Whether who asks waits for models to be loaded, and for slow ones. Otherwise a model that
                 is not in memory is loaded too, but gets no answer.
         """

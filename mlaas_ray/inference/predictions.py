@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from mlaas_ray.core.errors import ModelError
-from mlaas_ray.core.flatten import Rows
 from mlaas_ray.core.package import Signature, Tensor
 from mlaas_ray.inference.examination import Examination, RuntimeName
+from mlaas_ray.inference.rows import fit
 
 Predictions = npt.NDArray[Any]
 
@@ -29,26 +30,29 @@ class Runtime(Protocol):
     examination: Examination
 
     def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the first output for a batch of the first input's dtype and shape."""
+        """Return the signature's first output for a batch of the first input's dtype and shape."""
         ...
 
 
-def predict(runtime: Runtime, rows: Rows) -> Predictions:
+def predict(runtime: Runtime, rows: npt.NDArray[Any]) -> Predictions:
     """Run rows through a model, whatever batch it was exported for.
 
     Args:
         runtime: The model.
-        rows: ``(events, features)`` float32.
+        rows: ``(events, features)`` of any type of numbers.
 
     Returns:
         ``(events, outputs…)``: one entry a row, at least two axes.
 
     Raises:
+        EventError: For a value that the model's type cannot hold.
         ModelError: When the model fails, or gives something else than one entry a row.
     """
     tensor = runtime.signature.inputs[0]
     shape = tuple(size or 1 for size in tensor.shape[1:])
-    batch = np.ascontiguousarray(rows.reshape(len(rows), *shape), dtype=tensor.dtype)
+    if rows.dtype != tensor.dtype:
+        rows = fit(rows, np.dtype(tensor.dtype))
+    batch = np.ascontiguousarray(rows.reshape(len(rows), *shape))
     try:
         answers = _in_batches(runtime, batch, tensor.shape[0])
     except Exception as error:  # what kernels raise has no common base
@@ -66,7 +70,7 @@ def check_signature(signature: Signature) -> None:
     """Refuse what cannot be served by rows of numbers.
 
     Raises:
-        ModelError: For several inputs, a row of unknown size, or an input of something else than numbers.
+        ModelError: For several inputs, a row of unknown size, or what is no number on either side.
     """
     first = signature.inputs[0]
     if len(signature.inputs) > 1:
@@ -77,17 +81,43 @@ def check_signature(signature: Signature) -> None:
             f"the model's input {first.name!r} has shape {first.shape}",
             "Export it with an input of (batch, features), where features is a number",
         )
+    for what, tensor in (("input", first), ("output", signature.outputs[0])):
+        if not _is_numeric(tensor):
+            raise ModelError(
+                f"the model's {what} {tensor.name!r} is of {tensor.dtype}, not of numbers",
+                "Export it for float32",
+            )
+
+
+def served_first(outputs: Iterable[Tensor], named: Sequence[str] = ()) -> tuple[Tensor, ...]:
+    """Put the output that is served first: the named one, else the first of floats, else of other numbers.
+
+    Classifiers exported from elsewhere give their label before their probabilities.
+
+    Args:
+        outputs: In an order that is the same in every process.
+        named: What the output is called; the first name that an output has counts.
+
+    Raises:
+        ModelError: When names are given, and of several outputs none has one of them.
+    """
+    found = sorted(outputs, key=lambda one: (not one.dtype.startswith("float"), not _is_numeric(one)))
+    names = [tensor.name for tensor in found]
+    wanted = next((names.index(name) for name in named if name in names), 0 if len(names) == 1 else None)
+    if named and wanted is None:
+        raise ModelError(
+            f"params.json names the output {named[0]!r}, the model has {', '.join(names)}",
+            "Name one of them, or leave output_name and output_node out",
+        )
+    found.insert(0, found.pop(wanted or 0))
+    return tuple(found)
+
+
+def _is_numeric(tensor: Tensor) -> bool:
     try:
-        numbers = np.dtype(first.dtype).kind in {"f", "i", "u", "b"}
-    except TypeError:
-        numbers = False
-    if not numbers:
-        raise ModelError(f"the model's input {first.name!r} is of {first.dtype}", "Export it for float32")
-
-
-def numbers_first(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Put floating-point outputs first: classifiers exported from elsewhere give their label before."""
-    return tuple(sorted(outputs, key=lambda tensor: not tensor.dtype.startswith("float")))
+        return np.dtype(tensor.dtype).kind in "fiub"
+    except TypeError:  # such as tensor(string), which numpy does not know
+        return False
 
 
 def first_line(error: Exception) -> str:

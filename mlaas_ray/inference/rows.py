@@ -28,6 +28,9 @@ LONGEST_KEYS = 1024
 KNOWN_FRAMES = 1024
 LONGEST_FRAME = 16384
 
+# What most models take; rows for them are the quick ones.
+FLOAT32 = np.dtype(np.float32)
+
 Keys = tuple[str, ...]
 # of each key; a slice of all where they are in order
 Positions = npt.NDArray[np.intp] | slice
@@ -68,26 +71,29 @@ class Table:
     """Rows that are numbers already.
 
     Attributes:
-        values: ``(events, values)`` float32, NaN where there is none.
+        values: ``(events, values)`` of any type of numbers, NaN where there is none.
         model: ``name`` or ``name:version``; empty when it is left out.
         keys: Names of the values; None when they are in the model's order.
         many: Whether several rows may have been sent.
     """
 
-    values: Rows
+    values: npt.NDArray[Any]
     model: str = ""
     keys: Keys | None = None
     many: bool = True
 
-    def rows(self, spec: FeatureSpec | None, width: int) -> tuple[Rows, bool]:
+    def rows(
+        self, spec: FeatureSpec | None, width: int, dtype: np.dtype[Any] = FLOAT32
+    ) -> tuple[npt.NDArray[Any], bool]:
         """Turn the values into a model's rows.
 
         Args:
             spec: The model's columns; None in a model that came from elsewhere.
             width: Values a row has.
+            dtype: Type of its values.
 
         Returns:
-            ``(events, features)`` float32, and whether many rows may have been sent.
+            ``(events, features)`` of that type, and whether many rows may have been sent.
 
         Raises:
             EventError: For values that do not fit the model.
@@ -102,10 +108,11 @@ class Table:
             expected = f"the model takes {width} values" if keys is None else f"{sent} keys"
             raise EventError(f"{values.shape[1]} values were sent, but {expected}", "Send one value for each")
         if keys is not None and spec is not None:
+            # NaN marks what is missing
+            if values.dtype.kind != "f":
+                values = values.astype(carrier(dtype))
             values = scatter(values, positions_of(keys, spec), width)
-        refuse_infinite(values, spec)
-        # numbers within a body may lie at any address, which not every runtime takes
-        return np.require(values, np.float32, ["C", "A"]), self.many
+        return fit(values, dtype, spec), self.many
 
 
 _VALUES = b'"values"'
@@ -270,23 +277,60 @@ def scatter(values: Rows, positions: Positions, width: int) -> Rows:
     """
     if isinstance(positions, slice):
         # which may lie at any address, and not every runtime takes that
-        return np.require(values, np.float32, ["C", "A"])
-    result = np.full((len(values), width), np.nan, dtype=np.float32)
+        return np.require(values, None, ["C", "A"])
+    result = np.full((len(values), width), np.nan, dtype=values.dtype)
     result[:, positions] = values
     return result
 
 
-def refuse_infinite(rows: Rows, spec: FeatureSpec | None) -> None:
-    """Refuse rows of which a value is no finite float32.
+def carrier(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
+    """Return a type that holds a missing value as NaN and, without loss, what a model's type can hold.
+
+    On Linux long double has 64 bits of mantissa at least: all 64-bit integers and float64 are in it.
+    """
+    return np.float32 if dtype == FLOAT32 else np.longdouble
+
+
+def fit(values: npt.NDArray[Any], dtype: np.dtype[Any], spec: FeatureSpec | None = None) -> npt.NDArray[Any]:
+    """Return rows in the type that a model takes, which only rounds floating-point numbers.
+
+    Args:
+        values: ``(events, features)`` of any type of numbers.
+        dtype: The type.
+        spec: The columns' names.
+
+    Returns:
+        ``(events, features)``, in order and aligned in memory, as not every runtime needs but some do.
 
     Raises:
-        EventError: Naming the first such value.
+        EventError: Naming the first value that the type cannot hold.
     """
-    infinite = np.isinf(rows)
-    if infinite.any():
-        row, column = np.argwhere(infinite)[0]
-        name = spec.columns[column] if spec else f"number {column}"
-        raise EventError(f"row {row}: the value of {name} is too large for float32", "Send a finite value")
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = np.require(values, dtype, ["C", "A"])
+        if dtype.kind == "f":
+            bad = np.isinf(rows)
+        elif values.dtype == dtype:
+            return rows
+        else:  # NaN, too, is not what became of it
+            bad = rows.astype(np.longdouble) != values
+    if not bad.any():
+        return rows
+    row, column = np.argwhere(bad)[0]
+    name = spec.columns[column] if spec else f"number {column}"
+    where, shown = f"row {row}: the value of {name}", _shown(values[row, column])
+    if dtype.kind == "f":
+        raise EventError(f"{where} is too large for {dtype}: {shown}", "Send a finite value")
+    least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    remedy = f"Send whole numbers from {least} to {most}"
+    raise EventError(f"{where} is {shown}, which {dtype} cannot hold", remedy)
+
+
+def _shown(value: np.number[Any]) -> str:
+    if np.isnan(value):
+        return "missing"
+    # a long double would show digits that nobody sent
+    whole = abs(value) < 1e20 and value == int(value)
+    return str(int(value)) if whole else str(np.float64(value) if value.itemsize > 8 else value)
 
 
 def positions_of(keys: Sequence[Any], spec: FeatureSpec) -> Positions:

@@ -53,10 +53,11 @@ def load_runtime(package: ModelPackage, threads: int = 1, *, timeout_s: float = 
     examination, folder = examine_apart(
         package.model_path, model_format, threads=threads, timeout_s=timeout_s
     )
-    if package.signature.width != examination.signature.width:
+    said, found = package.signature, examination.signature
+    if (said.width, said.inputs[0].dtype) != (found.width, found.inputs[0].dtype):
         raise ModelError(
-            f"{package.name}: the package says {package.signature.width} values a row, "
-            f"the model takes {examination.signature.width}",
+            f"{package.name}: the package says {said.width} values a row of {said.inputs[0].dtype}, "
+            f"the model takes {found.width} of {found.inputs[0].dtype}",
             "Publish the package again",
         )
     if examination.chosen != examination.reference:

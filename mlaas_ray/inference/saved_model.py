@@ -5,6 +5,7 @@ Never through Keras: ``model.predict`` costs 20 to 220 ms a call where a signatu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from mlaas_ray.core.errors import ModelError
 from mlaas_ray.core.package import Signature, Tensor
 from mlaas_ray.inference.examination import Examination, RuntimeName
-from mlaas_ray.inference.predictions import first_line, numbers_first
+from mlaas_ray.inference.predictions import first_line, served_first
 
 # Names of the frozen graph's input and output.
 _ROWS, _ANSWERS = "rows", "answers"
@@ -28,6 +29,7 @@ class SavedModelRuntime:
     Args:
         path: The SavedModel's directory.
         threads: Threads one prediction may use; the first model of a process decides for all.
+        named: What the output to serve is called, see :func:`.served_first`.
 
     Raises:
         ModelError: When it cannot be loaded, or has no signature to serve.
@@ -36,7 +38,7 @@ class SavedModelRuntime:
     name: RuntimeName = "signature"
     examination: Examination
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, named: Sequence[str] = ()) -> None:
         import tensorflow as tf
 
         _limit_threads(tf, threads)
@@ -59,8 +61,9 @@ class SavedModelRuntime:
         inputs = self._function.structured_input_signature[1]
         outputs = self._function.structured_outputs
         self.signature = Signature(
-            inputs=tuple(_tensor(name, spec) for name, spec in inputs.items()),
-            outputs=numbers_first(tuple(_tensor(name, spec) for name, spec in outputs.items())),
+            # by name: these mappings have another order in each process
+            inputs=tuple(_tensor(name, spec) for name, spec in sorted(inputs.items())),
+            outputs=served_first([_tensor(name, spec) for name, spec in sorted(outputs.items())], named),
         )
         self._input = self.signature.inputs[0].name
         self._output = self.signature.outputs[0].name

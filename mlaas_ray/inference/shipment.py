@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mlaas_ray.core.errors import MlaasError
-from mlaas_ray.core.flatten import Rows
 from mlaas_ray.inference.runtimes import Predictions
 
 
@@ -42,27 +42,26 @@ class Outcome:
     seconds: float = 0.0
 
 
-ModelRows = tuple[ModelKey, Rows]
-Packed = tuple[list[tuple[str, int, str, int, int]], bytes]
+ModelRows = tuple[ModelKey, npt.NDArray[Any]]
+Packed = tuple[list[tuple[str, int, str, int, int, str]], bytes]
 PackedOutcomes = tuple[list[tuple[tuple[int, ...] | MlaasError | None, str, float]], bytes]
 
 
 def pack(loads: Sequence[ModelRows]) -> Packed:
-    """Pack the rows ``(events, features)`` float32 of several models."""
-    table = [(*key, *rows.shape) for key, rows in loads]
+    """Pack the rows ``(events, features)`` of several models, each in the type that it takes."""
+    table = [(*key, *rows.shape, rows.dtype.char) for key, rows in loads]
     return table, b"".join([np.ascontiguousarray(rows).data for _, rows in loads])
 
 
 def unpack(packed: Packed) -> list[ModelRows]:
-    """Undo :func:`pack`; the rows are views."""
+    """Undo :func:`pack`; the rows are views, unless another model's lie so that theirs are not aligned."""
     table, data = packed
-    values = np.frombuffer(data, dtype=np.float32)
     loads = []
     start = 0
-    for name, version, digest, count, width in table:
-        end = start + count * width
-        loads.append((ModelKey(name, version, digest), values[start:end].reshape(count, width)))
-        start = end
+    for name, version, digest, count, width, kind in table:
+        rows: npt.NDArray[Any] = np.ndarray((count, width), kind, data, start)
+        start += rows.nbytes
+        loads.append((ModelKey(name, version, digest), rows if rows.flags.aligned else rows.copy()))
     return loads
 
 

@@ -21,7 +21,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from mlaas_ray.core.errors import MlaasError, ModelError
+from mlaas_ray.core.errors import MlaasError
 from mlaas_ray.core.flatten import Rows
 from mlaas_ray.core.package import ModelFormat, Signature
 from mlaas_ray.inference.candidates import MADE, make, open_made, open_model
@@ -181,7 +181,7 @@ def _answered(reference: Runtime, rows: Rows) -> tuple[Rows, Predictions]:
     """Return the rows to which the answer is finite, and the answers; none if the model fails on them."""
     try:
         answers = predict(reference, rows)
-    except ModelError:
+    except MlaasError:
         # random numbers need not mean anything to it
         return rows[:0], np.zeros((0, 1), dtype=np.float32)
     finite = np.isfinite(answers.astype(np.float64)).reshape(len(rows), -1).all(axis=1)

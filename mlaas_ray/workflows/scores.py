@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,10 @@ from mlaas_ray.core.errors import BranchMissingError, EventError, FeatureError, 
 from mlaas_ray.core.features import FeatureSpec
 from mlaas_ray.core.flatten import Rows, flatten
 from mlaas_ray.core.location import locate
+from mlaas_ray.core.package import Signature
 from mlaas_ray.core.prepare import Mask, needed_branches, prepare
 from mlaas_ray.core.task import Task
+from mlaas_ray.inference.rows import FLOAT32, carrier, fit
 from mlaas_ray.inference.runtimes import load_runtime, predict
 from mlaas_ray.repository import Repository
 from mlaas_ray.streaming.events import Events, open_events
@@ -54,12 +57,14 @@ class Scorer:
         features: What makes rows of events.
         task: What it answers; None where nobody noted it.
         start: Returns what answers rows ``(events, features)`` of finite numbers and NaN.
+        dtype: Type of the rows' values.
     """
 
     model: str
     features: FeatureSpec
     task: Task | None
     start: Callable[[], Ask]
+    dtype: np.dtype[Any] = FLOAT32
 
     def branches(self, outputs: int) -> tuple[str, ...]:
         """Name the outputs: as the classes or targets, one alone of two classes ``score``."""
@@ -113,7 +118,8 @@ def published(folder: Path, name: str | None) -> Scorer:
 
         return ask
 
-    return Scorer(str(version), _known(package.features, str(version)), package.task, start)
+    features = _known(package.features, str(version))
+    return Scorer(str(version), features, package.task, start, _type(package.signature))
 
 
 def served(client: Client, name: str | None) -> Scorer:
@@ -132,7 +138,8 @@ def served(client: Client, name: str | None) -> Scorer:
         answers: Answers = client.predict(model, values=rows)
         return answers
 
-    return Scorer(model, features, Task.model_validate(task) if task else None, lambda: ask)
+    dtype = _type(Signature.model_validate(params["signature"]))
+    return Scorer(model, features, Task.model_validate(task) if task else None, lambda: ask, dtype)
 
 
 def score_file(
@@ -171,14 +178,18 @@ def score_file(
     _check_output(output, path, force)
     ask = scorer.start()
     begun = time.perf_counter()
-    # of nothing but missing values: how many outputs there are, also where no event is selected
-    branches = scorer.branches(ask(np.full((1, scorer.features.width), np.nan, np.float32)).shape[1])
+    # how many outputs there are, also where no event is selected
+    branches = scorer.branches(ask(np.zeros((1, scorer.features.width), scorer.dtype)).shape[1])
     done = selected = 0
     with _writing(output, branches, scorer.model) as write:
         waiting: list[Answers] = []
-        for rows, keep in _pieces(events, names, scorer.features):
+        for rows, keep in _pieces(events, names, scorer):
             scores = np.full((len(rows), len(branches)), np.nan, np.float32)
-            asked = rows[keep]
+            try:
+                asked = fit(rows[keep], scorer.dtype, scorer.features)
+            except EventError as error:
+                where = f"{path}: of the selected entries from {done} on, {error.message}"
+                raise EventError(where, error.remedy) from None
             if len(asked):
                 scores[keep] = ask(asked)
             done, selected = done + len(rows), selected + len(asked)
@@ -235,21 +246,26 @@ def _opened(source: Source, tree: str | None, scorer: Scorer) -> tuple[Events, l
     return events, names
 
 
-def _pieces(events: Events, names: list[str], spec: FeatureSpec) -> Iterator[tuple[Rows, Mask | slice]]:
+def _type(signature: Signature) -> np.dtype[Any]:
+    return np.dtype(signature.inputs[0].dtype)
+
+
+def _pieces(events: Events, names: list[str], scorer: Scorer) -> Iterator[tuple[Rows, Mask | slice]]:
     """Read piece after piece, the next one while a model works on one.
 
     Yields:
         ``(events, features)`` finite or NaN, and which of them the model's selection keeps.
     """
+    spec, wide = scorer.features, np.dtype(carrier(scorer.dtype))
     size = sum(events.branches[name].bytes for name in names) or events.size
-    share = _PIECE_BYTES / max(1, size / max(1, events.entries), 4 * spec.width)
+    share = _PIECE_BYTES / max(1, size / max(1, events.entries), wide.itemsize * spec.width)
     where = f"{events.path}, tree {events.tree!r}" if events.tree else events.path
 
     def read(piece: tuple[int, int]) -> tuple[Rows, Mask | slice]:
         columns = events.decode(events.fetch(names, *piece))
         try:
             prepared, keep = prepare(columns, spec)
-            rows = flatten(prepared, spec)
+            rows = flatten(prepared, spec, dtype=wide)
         except FeatureError as error:
             raise FeatureError(f"{error.message}, in {where}", error.remedy) from None
         # training takes what is infinite for missing, and a service refuses it

@@ -20,6 +20,7 @@ PARAMS = {
     "known": {"name": "known", "width": 2, "columns": ["MET_pt", "Jet_pt_0"]},
     "unknown": {"name": "unknown", "width": 3, "columns": None},
     "odd": {"name": "odd", "width": None, "columns": None},
+    "whole": {"name": "whole", "width": 3, "columns": None, "dtype": "uint8"},
 }
 ASKED = {"url", "models", "protocol", "concurrency", "rate", "seconds", "rows_per_request"}
 MEASURED = {"requests", "errors", "statuses", "refused", "req_s", "rows_s", "client_cpu_us"}
@@ -114,6 +115,12 @@ def test_rows_are_different_and_have_the_models_columns(service):
     documents = [json.loads(body) for _, _, body in service.seen]
     assert {tuple(document["keys"]) for document in documents} == {("MET_pt", "Jet_pt_0")}
     assert len({tuple(document["values"]) for document in documents}) == min(1000, len(documents))
+
+
+def test_a_model_of_integers_is_sent_integers(service):
+    measured(service.url, "--model", "whole")
+    values = [json.loads(body)["values"] for _, _, body in service.seen]
+    assert set(np.ravel(values)) == {0, 1}
 
 
 def test_several_models_are_asked_in_turn(service):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -218,6 +219,21 @@ def test_numbers_of_any_type_are_the_same_numbers(asked: SimpleNamespace, dtype:
     for name, values in columns.items():
         rows[:, SPEC.index[name]] = values
     np.testing.assert_array_equal(asked.client.predict("toy", table), expected(rows).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int64", "int32", "uint8", "bool", ">f4"])
+def test_an_array_is_sent_unrounded(asked: SimpleNamespace, dtype: str) -> None:
+    rows = np.arange(2 * SPEC.width).reshape(2, -1).astype(dtype)
+    if rows.dtype in (np.float64, np.int64, np.int32):
+        rows[0, 0] = 16777217
+    asked.client.predict("toy", values=rows)
+    request = asked.sent[-1]
+    if request.headers["content-type"] == "application/x-npy":
+        sent = np.load(io.BytesIO(request.content))
+        assert sent.dtype == dtype
+    else:
+        sent = np.frombuffer(request.content, "<f4").reshape(rows.shape)
+    np.testing.assert_array_equal(sent, rows)
 
 
 def test_no_events_give_no_answers_and_one_gives_one(asked: SimpleNamespace) -> None:

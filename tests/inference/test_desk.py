@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from mlaas_ray.core.errors import EventError, ModelError
+from mlaas_ray.core.package import write_package
 from mlaas_ray.inference.busy import BusyError
 from mlaas_ray.inference.catalog import Catalog
 from mlaas_ray.inference.desk import Desk
 from mlaas_ray.inference.events import Query
 from mlaas_ray.inference.examination import Candidate, Examination
 from mlaas_ray.inference.formats import JSON, PROTOBUF
+from mlaas_ray.inference.inspection import inspect_model
 from mlaas_ray.inference.onnx_runtime import OnnxRuntime
 from mlaas_ray.inference.pool import ModelPool
 from mlaas_ray.inference.predictor import BULK_ROWS, OwnModels, Predictor
@@ -28,6 +30,7 @@ from mlaas_ray.inference.shipment import Outcome
 from mlaas_ray.inference.status import Status
 from mlaas_ray.inference.wire import DataFrame, Predictions, Row, read_message
 from mlaas_ray.repository import Repository
+from tests.inference.test_types import write_cast
 from tests.serving import SPEC, WIDTH, expected
 
 VALUES = [1.0, 2.0, 3.0, 4.0, 5.0]
@@ -160,6 +163,29 @@ def test_a_message_is_answered_with_the_models_labels(repository, path):
             answers = expected(np.array([values], np.float32)).astype(np.float32)
             assert (status, body) == (200, PROTOBUF.write(answers, LABELS, False))
             assert headers == {"content-type": "application/octet-stream", "x-model": "toy:1"}
+
+    asyncio.run(main())
+
+
+def test_a_model_of_other_numbers_than_float32_is_left_to_the_general_way(repository, tmp_path):
+    from onnx import TensorProto
+
+    path = write_cast(tmp_path / "model.onnx", TensorProto.DOUBLE)
+
+    def fill(draft):
+        (draft / "model.onnx").write_bytes(path.read_bytes())
+        shown = inspect_model(path, "onnx")
+        write_package(draft, name="doubles", framework="unknown", model_format="onnx", signature=shown)
+
+    repository.add("doubles", fill)
+
+    async def main():
+        office = Office(repository)
+        entry = await office.routes.find("doubles")
+        assert office.take(sent([0.1, 2]) | {"model": "doubles"}) is None
+        assert office.take(message([0.1, 2], model="doubles"), b"/proto") is None
+        rows, _ = Query.parse(b'{"values": [0.1, 2]}').rows(None, entry.width, entry.dtype)
+        np.testing.assert_array_equal(await office.predictor.predict(entry, rows), [[0.1, 2]])
 
     asyncio.run(main())
 

@@ -489,6 +489,26 @@ def test_a_damaged_stream_is_read_or_refused(kind):
         assert found.shape[1] == WIDTH
 
 
+@pytest.mark.parametrize("dtype", ["float64", "int64", "uint8", "bool", "float16", "float32"])
+def test_answers_keep_the_models_type_where_the_format_has_it(dtype):
+    answers = np.array([[1, 0], [1, 1]], dtype)
+    if dtype in ("float64", "int64"):
+        answers[0, 0] = 16777217
+    for found in (
+        np.load(io.BytesIO(formats.NPY.write(answers, [], True))),
+        np.array(
+            pa.ipc.open_stream(formats.ARROW.write(answers, [], True)).read_all()["prediction"].to_pylist()
+        ),
+        np.array(orjson.loads(formats.JSON.write(answers, [], True))),
+    ):
+        np.testing.assert_array_equal(found, answers)
+    assert np.load(io.BytesIO(formats.NPY.write(answers, [], True))).dtype == dtype
+    single = answers.astype(np.float32)
+    np.testing.assert_array_equal(
+        np.frombuffer(formats.RAW.write(answers, [], True), "<f4").reshape(2, 2), single
+    )
+
+
 def test_answers_of_several_outputs_keep_their_shape():
     answers = np.arange(12, dtype=np.float64).reshape(2, 3, 2)
     assert np.load(io.BytesIO(formats.NPY.write(answers, [], True))).shape == (2, 3, 2)

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -70,10 +71,46 @@ print(json.dumps({
 """
 
 
-def run(program, *arguments):
+# The mappings that TensorFlow makes of a signature have another order in each process.
+SAVE_SEVERAL = """
+import sys
+import tensorflow as tf
+
+class Several(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, name="x")])
+    def __call__(self, x):
+        return {"p": x[:, :1], "q": x[:, :2] * 2, "a": tf.cast(x[:, :1], tf.int32)}
+
+model = Several()
+tf.saved_model.save(model, sys.argv[1], signatures={"serving_default": model.__call__})
+"""
+
+SERVE_SEVERAL = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from mlaas_ray.inference.candidates import MADE, make, open_made, open_model
+from mlaas_ray.inference.runtimes import predict
+
+def served(path):
+    model = open_model(path, "savedmodel")
+    runtimes = [model]
+    for name in MADE:
+        make(name, model, Path(sys.argv[-1]))
+        runtimes.append(open_made(name, Path(sys.argv[-1]), model.signature))
+    outputs = [tensor.name for tensor in model.signature.outputs]
+    return outputs, [predict(runtime, np.float32([[1, 2, 3]])).tolist() for runtime in runtimes]
+
+print(json.dumps([served(Path(path)) for path in sys.argv[1:-1]]))
+"""
+
+
+def run(program, *arguments, **environment):
     """What a program printed as JSON, and what it said besides."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    ended = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=240, env=os.environ | environment
+    )
     return json.loads(ended.stdout.splitlines()[-1]), ended.stderr
 
 
@@ -99,6 +136,17 @@ def test_every_runtime_gives_one_answer_a_row_for_batches_of_any_size(name, tmp_
         np.testing.assert_allclose(np.reshape(answers, wanted.shape), wanted, rtol=1e-5, atol=1e-6)
     # two models in two threads at the same time, each with its own rows
     assert (said["asked"], said["same"]) == (200, True)
+
+
+@pytest.mark.slow
+def test_of_several_outputs_every_process_and_runtime_serves_the_same(tmp_path):
+    plain, named = tmp_path / "plain" / "model", tmp_path / "named" / "model"
+    subprocess.run([sys.executable, "-c", SAVE_SEVERAL, str(plain)], check=True, timeout=240)
+    shutil.copytree(plain, named)
+    (named.parent / "params.json").write_text('{"output_name": "q"}')
+    for seed in ("0", "1"):
+        said, _ = run(SERVE_SEVERAL, plain, named, tmp_path, PYTHONHASHSEED=seed)
+        assert said == [[["p", "q", "a"], [[[1]]] * 3], [["q", "p", "a"], [[[2, 4]]] * 3]], seed
 
 
 def test_a_saved_model_is_loaded_into_its_fastest_runtime_without_tensorflow(saved_package, own_cache):

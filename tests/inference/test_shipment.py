@@ -40,6 +40,16 @@ def test_rows_arrive_as_they_were_sent(loads):
         np.testing.assert_array_equal(rows, sent, strict=True)
 
 
+def test_rows_arrive_in_the_types_of_their_models_and_aligned():
+    loads = [
+        (ModelKey("m", number, "d"), np.array([[1, 0, 1]], dtype))
+        for number, dtype in enumerate([np.int8, np.float64, np.bool_, np.uint64, np.float16, np.float32])
+    ]
+    for (_, sent), (_, rows) in zip(loads, unpack(carried(pack(loads))), strict=True):
+        np.testing.assert_array_equal(rows, sent, strict=True)
+        assert rows.flags.aligned
+
+
 @given(st.lists(st.one_of(ANSWERS, st.none(), st.builds(ModelError, st.just("broken"))), max_size=6))
 def test_answers_arrive_as_they_were_given(answers):
     outcomes = [Outcome(answer, number / 8) for number, answer in enumerate(answers)]

@@ -233,6 +233,25 @@ def test_lists_of_lists_are_read_as_the_model_was_trained(tmp_path: Path) -> Non
     assert read(done.output)["score"].tolist() == [3, 0, 3]
 
 
+def test_a_model_of_integers_is_asked_for_integers_and_for_no_missing_ones(tmp_path: Path) -> None:
+    spec = FeatureSpec.of([Feature(name="run", kind="flat"), Feature(name="Hit_id", kind="jagged", length=1)])
+    asked: list[np.ndarray] = []
+
+    def ask(rows: np.ndarray) -> np.ndarray:
+        asked.append(rows)
+        return np.zeros((len(rows), 1), np.float32)
+
+    model = Scorer("ids:1", spec, None, lambda: ask, np.dtype(np.int64))
+    runs = np.array([2**62 + 1, 16777217])
+    for name, hits in (("all", [[7], [8]]), ("some", [[7], []])):
+        table = {"run": runs, "Hit_id": pa.array(hits, pa.list_(pa.int32()))}
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    score_file(str(tmp_path / "all.parquet"), model)
+    np.testing.assert_array_equal(asked[-1], np.array([[2**62 + 1, 7], [16777217, 8]]), strict=True)
+    with pytest.raises(EventError, match="from 0 on, row 1: the value of Hit_id_0 is missing, which int64"):
+        score_file(str(tmp_path / "some.parquet"), model)
+
+
 def cut_short(path: Path) -> Path:
     path.write_bytes(path.read_bytes()[:-2000])
     return path

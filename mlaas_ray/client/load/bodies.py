@@ -15,9 +15,15 @@ from mlaas_ray.client.load.load import Call
 Row = Sequence[float]
 
 
-def draw_rows(count: int, width: int, seed: int = 1) -> list[list[float]]:
-    """Draw rows of normally distributed numbers with four decimals, the same for the same seed."""
-    gauss = random.Random(seed).gauss
+def draw_rows(count: int, width: int, seed: int = 1, *, whole: bool = False) -> list[list[float]]:
+    """Draw rows of normally distributed numbers with four decimals, or of whole ones, 0 and 1.
+
+    They are the same for the same seed.
+    """
+    draw = random.Random(seed)
+    if whole:
+        return [[draw.getrandbits(1) for _ in range(width)] for _ in range(count)]
+    gauss = draw.gauss
     return [[round(gauss(0.0, 1.0), 4) for _ in range(width)] for _ in range(count)]
 
 
