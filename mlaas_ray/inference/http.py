@@ -31,6 +31,7 @@ from mlaas_ray.inference.deployments import Deployments, Wish
 from mlaas_ray.inference.events import Query
 from mlaas_ray.inference.formats import JSON, PROTOBUF, RAW, Format, Target, answer_format, format_of
 from mlaas_ray.inference.metrics import MEDIA_TYPE, Counts, exposition
+from mlaas_ray.inference.origins import Origins
 from mlaas_ray.inference.params import describe, describe_fully
 from mlaas_ray.inference.replies import error_reply, json_reply
 from mlaas_ray.inference.runtimes import Predictions
@@ -115,15 +116,16 @@ class HttpFace:
         self._repository = catalog.repository
         self._backend = backend
         self._status = status
+        self._origins = Origins(settings.allowed_hosts)
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
         routes = [
-            self._route("/json", "POST", self.predict),
-            self._route("/predict/json", "POST", self.predict),
-            self._route("/proto", "POST", self.predict_message),
-            self._route("/predict/proto", "POST", self.predict_message),
-            self._route("/models/{model}/predict", "POST", self.predict_rows),
+            self._route("/json", "POST", self.predict, changes=False),
+            self._route("/predict/json", "POST", self.predict, changes=False),
+            self._route("/proto", "POST", self.predict_message, changes=False),
+            self._route("/predict/proto", "POST", self.predict_message, changes=False),
+            self._route("/models/{model}/predict", "POST", self.predict_rows, changes=False),
             self._route("/models", "GET", self.models),
             self._route("/params/{model}", "GET", self.params),
             self._route("/upload", "POST", self.upload),
@@ -263,9 +265,11 @@ class HttpFace:
         self._status.count(request.method, reply.status_code)
         return reply
 
-    def _route(self, path: str, method: str, handler: Handler) -> Route:
+    def _route(self, path: str, method: str, handler: Handler, *, changes: bool = True) -> Route:
         async def answer(request: Request) -> Response:
             try:
+                if method != "GET":
+                    await self._origins.check(request.headers, changes=changes)
                 reply = await handler(request)
             except Exception as error:  # the border: whatever it is, the client gets an answer
                 reply = error_reply(error, request)

@@ -19,6 +19,7 @@ from mlaas_ray.inference.archives import TooLargeError
 from mlaas_ray.inference.body import BodyStalledError, BodyTooLargeError
 from mlaas_ray.inference.busy import BusyError
 from mlaas_ray.inference.formats import NotAcceptableError, UnknownFormatError
+from mlaas_ray.inference.origins import ForeignError
 
 logger = logging.getLogger("ray.serve")
 
@@ -27,6 +28,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (BodyTooLargeError, 413),
     (TooLargeError, 413),
     (BodyStalledError, 408),
+    (ForeignError, 403),
     (UnknownFormatError, 415),
     (NotAcceptableError, 406),
     (BusyError, 503),
@@ -70,7 +72,7 @@ def error_reply(error: Exception, request: Request) -> Response:
         if isinstance(error, kind):
             text = _SENTENCES.get(kind) or str(error)
             # What the client is still sending is not read.
-            early = {"Connection": "close"} if status in (408, 413) else {}
+            early = {"Connection": "close"} if status in (403, 408, 413) else {}
             later = {"Retry-After": "1"} if status == 503 else {}
             return _refusal(text, status, early | later)
     if isinstance(error, ClientDisconnect):

@@ -253,6 +253,31 @@ def test_a_body_that_turns_out_too_large_is_refused(served, path):
     assert "more than 8388608 bytes" in reply.json()["error"]
 
 
+# Browsers; all that is in them is in test_origins
+
+
+def test_a_page_of_another_site_changes_nothing_and_reads_nothing(served, tmp_path):
+    body = bundle(tmp_path, "evil").read_bytes()
+    host = urlsplit(served.url).netloc
+    rebound = {"Host": "evil.example", "Origin": "http://evil.example"}
+    for marks in ({"Origin": "http://evil.example"}, {"Origin": "null"}, rebound):
+        requests = [
+            ("POST", "/upload", body),
+            ("DELETE", "/delete/toy", b""),
+            ("PUT", "/deployments/toy", b""),
+        ]
+        for method, path, content in requests:
+            reply = served.http.request(method, path, content=content, headers=marks)
+            assert (reply.status_code, list(reply.json())) == (403, ["error"]), reply.text
+    row = json.dumps({"model": "toy", "values": ROW})
+    for _ in range(2):
+        assert served.http.post("/json", content=row, headers=rebound).status_code == 403
+    # its own page, and a program that knows it by another name
+    for headers in ({"Origin": f"http://{host}"}, {"Host": "mlaas.example"}):
+        assert served.http.post("/json", content=row, headers=headers).status_code == 200
+        assert served.http.delete("/delete/none", headers=headers).status_code == 404
+
+
 # Models
 
 
