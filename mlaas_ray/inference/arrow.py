@@ -31,7 +31,6 @@ from mlaas_ray.inference.body import BodyTooLargeError
 from mlaas_ray.inference.rows import Table, positions_of, scatter
 
 _FLOAT32 = pa.float32()
-_NO_NULL = "a value is null, and the model says nothing of missing values"
 _REMEDY = "Write it with pyarrow.ipc.new_stream, without compression"
 
 
@@ -57,10 +56,8 @@ def read_stream(body: bytes, spec: FeatureSpec | None, width: int, limit: int) -
     names = batch.schema.names
     known = {*spec.columns, *spec.raw} if spec is not None else set()
     if len(names) == 1 and _list_size(batch.schema.types[0]) and names[0] not in known:
-        rows = _lists(batch.column(0), null=spec is not None)
+        rows = _lists(batch.column(0))
     elif spec is None:
-        if any(column.null_count for column in batch.columns):
-            raise EventError(_NO_NULL, "Send numbers")
         rows = _matrix(batch)
     elif spec.index.keys() >= set(names) and not _are_all_branches(set(names), spec):
         rows = _by_columns(batch, spec)
@@ -155,14 +152,11 @@ def _list_size(kind: pa.DataType) -> int:
     return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 0
 
 
-def _lists(array: pa.Array, *, null: bool) -> Rows:
+def _lists(array: pa.Array) -> Rows:
     """Return a column of lists of a fixed size as ``(events, values)``."""
     if array.null_count:
         raise EventError("a row is null", "Leave it out")
-    values = _values(array)
-    if values.null_count and not null:
-        raise EventError(_NO_NULL, "Send numbers")
-    rows: Rows = _float32(values).to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    rows: Rows = _float32(_values(array)).to_numpy(zero_copy_only=False).reshape(len(array), -1)
     return rows
 
 

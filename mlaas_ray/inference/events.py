@@ -147,15 +147,15 @@ class Query:
         rows = values if many else [values]
         # TFaaS ignores the keys; so does a model that knows no columns.
         if keys is None or spec is None:
-            return _matrix(rows, width, null=spec is not None), many
+            return _matrix(rows, width), many
         if not isinstance(keys, list):
             raise EventError(f"keys is a {_kind(keys)}", 'Send "keys": ["name", …]')
         positions = positions_of(keys, spec)
-        matrix = _matrix(rows, len(keys), null=True, what=f"{len(keys)} keys")
+        matrix = _matrix(rows, len(keys), what=f"{len(keys)} keys")
         return scatter(matrix, positions, spec.width), many
 
 
-def _matrix(rows: list[Any], width: int, *, null: bool, what: str = "") -> Rows:
+def _matrix(rows: list[Any], width: int, *, what: str = "") -> Rows:
     """Make ``(events, width)`` float32 of lists of numbers, NaN where null is.
 
     Raises:
@@ -170,12 +170,11 @@ def _matrix(rows: list[Any], width: int, *, null: bool, what: str = "") -> Rows:
             raise EventError(f"{where}{len(row)} values were sent, but {expected}", "Send one value for each")
         for position, value in enumerate(row):
             kind = type(value)
-            if kind is float or kind is int or kind is bool:
+            if kind is float or kind is int or kind is bool or value is None:
                 continue
-            if value is None and null:
-                continue
-            known = "a number or null" if null else "a number (the model says nothing of missing values)"
-            raise EventError(f"{where}value {position} is {_shown(value)}, not {known}", "Send numbers")
+            raise EventError(
+                f"{where}value {position} is {_shown(value)}, not a number or null", "Send numbers"
+            )
     # None becomes NaN here, and what float32 cannot hold infinity, which the caller refuses.
     with np.errstate(over="ignore"):
         return np.array(rows, dtype=np.float64).astype(np.float32)
