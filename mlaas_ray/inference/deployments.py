@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlaas_ray.core.cluster import see_logs
-from mlaas_ray.core.errors import JobError, ModelMissingError, RepositoryError
+from mlaas_ray.core.errors import JobError, ModelMissingError
 from mlaas_ray.core.package import check_name
 from mlaas_ray.inference.predictor import Holder, Predictor, Replicas
 from mlaas_ray.inference.settings import Scale, ServiceSettings
@@ -90,27 +90,25 @@ class Wishes:
             RepositoryError: When the folder cannot be written.
         """
         self._repository.versions(name)
-        try:
+        with self._repository.writing():
             self._folder.mkdir(parents=True, exist_ok=True)
             passing = self._folder / f".{name}-{uuid.uuid4().hex}"
             passing.write_text(wish.model_dump_json())
             os.replace(passing, self._folder / f"{name}.json")
-        except OSError as error:
-            raise RepositoryError(
-                f"cannot write to {self._folder}: {error.strerror or error}", "Check the folder's rights"
-            ) from error
 
     def drop(self, name: str) -> bool:
         """Forget a wish; tell whether there was one.
 
         Raises:
             InvalidNameError: For a name no model may have.
+            RepositoryError: When the folder cannot be written.
         """
         check_name(name)
-        try:
-            (self._folder / f"{name}.json").unlink()
-        except OSError:
-            return False
+        with self._repository.writing():
+            try:
+                (self._folder / f"{name}.json").unlink()
+            except (FileNotFoundError, NotADirectoryError):
+                return False
         return True
 
 

@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from mlaas_ray.core.errors import InvalidNameError, MlaasError, ModelError, ModelMissingError, PackageError
 from mlaas_ray.core.flatten import Rows
+from mlaas_ray.core.held import held_folder
 from mlaas_ray.core.package import check_name
 from mlaas_ray.inference.body import bounded, save
 from mlaas_ray.inference.busy import BusyError
@@ -33,6 +34,7 @@ from mlaas_ray.inference.formats import JSON, PROTOBUF, RAW, Format, Target, ans
 from mlaas_ray.inference.metrics import MEDIA_TYPE, Counts, exposition
 from mlaas_ray.inference.origins import Origins
 from mlaas_ray.inference.params import describe, describe_fully
+from mlaas_ray.inference.private import all_without_paths, hide, without_paths
 from mlaas_ray.inference.replies import error_reply, json_reply
 from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
@@ -49,6 +51,9 @@ T = TypeVar("T")
 LONG_BYTES = MEBIBYTE // 2
 # Events take as many times longer than rows of numbers.
 SLOWER = 8
+
+# What the folders begin with in which uploads are kept while they are looked at.
+UPLOADS = "mlaas-upload-"
 
 _FORM_FILES = {"params": "params.json", "features": "features.json"}
 _REMEDY = "curl -F name=NAME -F model=@model.onnx URL/upload"
@@ -116,6 +121,7 @@ class HttpFace:
         self._repository = catalog.repository
         self._backend = backend
         self._status = status
+        hide(catalog.repository.root)
         self._origins = Origins(settings.allowed_hosts)
 
     def app(self) -> Starlette:
@@ -181,7 +187,9 @@ class HttpFace:
                     continue
                 except MlaasError as error:
                     entry = error
-            listed.append({"name": version.name, "version": version.version, "error": str(entry)})
+            listed.append(
+                {"name": version.name, "version": version.version, "error": without_paths(str(entry))}
+            )
         return json_reply(listed)
 
     async def params(self, request: Request) -> Response:
@@ -195,12 +203,16 @@ class HttpFace:
 
     async def upload(self, request: Request) -> Response:
         """Publish a form or a bundle as the next version."""
-        request = bounded(request, self._settings.upload_bytes, self._settings.body_timeout_s)
-        with tempfile.TemporaryDirectory(prefix="mlaas-upload-") as folder:
-            if "form-data" in request.headers.get("content-type", ""):
-                version = await self._upload_form(request, Path(folder))
+        is_form = "form-data" in request.headers.get("content-type", "")
+        # of a form, base64 is its model alone; a bundle is unpacked by its content
+        own = ("base64",) if is_form else ("gzip", "x-gzip")
+        limits = self._settings.upload_bytes, self._settings.body_timeout_s
+        request = bounded(request, *limits, as_it_is=own)
+        with held_folder(Path(tempfile.gettempdir()), UPLOADS) as folder:
+            if is_form:
+                version = await self._upload_form(request, folder)
             else:
-                archive = Path(folder) / "bundle"
+                archive = folder / "bundle"
                 await save(request, archive)
                 version = await asyncio.to_thread(
                     publish_bundle,
@@ -301,8 +313,9 @@ class HttpFace:
         """Describe a version, with what is known of it where it runs."""
         name = entry.version.name
         described = description(entry, self._repository.versions(name))
-        described |= {"aliases": self._repository.aliases(name), "runtime": self._backend.facts(entry)}
-        failed = {str(number): why for number, why in self._backend.failures(name).items()}
+        runtime = all_without_paths(self._backend.facts(entry))
+        described |= {"aliases": self._repository.aliases(name), "runtime": runtime}
+        failed = {str(number): without_paths(why) for number, why in self._backend.failures(name).items()}
         return described | ({"failed": failed} if failed else {})
 
     async def _delete(self, model: str) -> Response:

@@ -278,6 +278,20 @@ def test_a_page_of_another_site_changes_nothing_and_reads_nothing(served, tmp_pa
         assert served.http.delete("/delete/none", headers=headers).status_code == 404
 
 
+def test_compressed_bodies_are_read(served, tmp_path):
+    packed = {"Content-Encoding": "gzip"}
+    body = gzip.compress(json.dumps({"model": "toy", "values": ROW}).encode())
+    for _ in range(2):
+        reply = served.http.post("/json", content=body, headers=packed)
+        assert reply.json() == pytest.approx(answer(ROW), rel=1e-6)
+    content = write_onnx(tmp_path / "model.onnx").read_bytes()
+    form = httpx.Request("POST", served.url, files={"name": (None, "packed"), "model": ("m", content)})
+    headers = {"Content-Type": form.headers["content-type"], **packed}
+    reply = served.http.post("/upload", content=gzip.compress(form.read()), headers=headers)
+    assert reply.json() == {"name": "packed", "version": 1}, reply.text
+    served.http.delete("/delete/packed").raise_for_status()
+
+
 # Models
 
 
