@@ -352,6 +352,13 @@ def test_a_bundle_is_served_at_once_and_its_next_version_too(served, tmp_path):
     assert served.json({"model": "up-1.2", "values": [1, 0, 0, 0, 0]}).status_code == 404
 
 
+def test_what_a_killed_process_left_is_removed_when_a_service_starts(served):
+    deadline = time.monotonic() + 60
+    while (served.repository.root / ".deleting-half").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_damaged_version_never_replaces_one_that_works_and_is_told(served, tmp_path):
     body = bundle(tmp_path, "beside").read_bytes()
     assert served.http.post("/upload", content=body).json()["version"] == 1
