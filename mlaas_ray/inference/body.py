@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from mlaas_ray.core.errors import EventError, MlaasError
+from mlaas_ray.inference.threads import FILES
 
 # What is unpacked at a time, bytes: it takes a millisecond, and others are answered in between.
 _PIECE = 1 << 18
@@ -60,7 +61,7 @@ async def save(request: Request, path: Path) -> None:
     """Write a body into a file, as it comes."""
     with path.open("xb") as file:
         async for chunk in request.stream():
-            await asyncio.to_thread(file.write, chunk)
+            await FILES.run(file.write, chunk)
 
 
 def _bounded(receive: Receive, limit: int, timeout_s: float, too_large: BodyTooLargeError) -> Receive:

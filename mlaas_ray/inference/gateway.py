@@ -20,7 +20,7 @@ from mlaas_ray.inference.autoscaling import ROWS
 from mlaas_ray.inference.catalog import Catalog, Entry
 from mlaas_ray.inference.deployments import Deployments
 from mlaas_ray.inference.desk import Desk
-from mlaas_ray.inference.http import UPLOADS, HttpFace
+from mlaas_ray.inference.http import UPLOAD_FOLDERS, HttpFace
 from mlaas_ray.inference.inspection import inspect_apart
 from mlaas_ray.inference.metrics import Counts
 from mlaas_ray.inference.pool import ModelPool
@@ -30,6 +30,7 @@ from mlaas_ray.inference.routes import Routes
 from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.settings import ServiceSettings
 from mlaas_ray.inference.status import Status
+from mlaas_ray.inference.threads import LOOKUPS
 from mlaas_ray.inference.uploads import Inspect
 from mlaas_ray.repository import Repository
 
@@ -155,7 +156,7 @@ class Gateway:
         if self._gateways is None:
             context = serve.get_replica_context()
             # in a thread: it asks Serve's controller and waits
-            self._gateways = await asyncio.to_thread(
+            self._gateways = await LOOKUPS.run(
                 serve.get_deployment_handle, context.deployment, context.app_name
             )
         answers = await ask_all(self._gateways, "own_counts", timeout_s=ANSWER_S)
@@ -168,7 +169,7 @@ class Gateway:
 
     async def _meet(self) -> None:
         """Find what answers for each model before anybody asks."""
-        for name in await asyncio.to_thread(self._repository.names):
+        for name in await LOOKUPS.run(self._repository.names):
             try:
                 await self._routes.find(name)
             except Exception as error:  # who asks for it hears of it
@@ -179,7 +180,7 @@ class Gateway:
         while True:
             try:
                 swept = await asyncio.to_thread(self._repository.sweep)
-                swept += await asyncio.to_thread(sweep, Path(tempfile.gettempdir()), UPLOADS)
+                swept += await asyncio.to_thread(sweep, Path(tempfile.gettempdir()), UPLOAD_FOLDERS)
                 if swept:
                     logger.info("left by processes that were killed: %s", ", ".join(map(str, swept)))
             except OSError as error:  # a repository may be for reading only

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import contextlib
@@ -10,7 +9,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
@@ -39,6 +38,7 @@ from mlaas_ray.inference.replies import error_reply, json_reply
 from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
 from mlaas_ray.inference.status import Status
+from mlaas_ray.inference.threads import BODIES, FILES, LOOKUPS, UPLOADS
 from mlaas_ray.inference.uploads import Inspect, model_file_name, publish_bundle, publish_form
 from mlaas_ray.inference.wire import read_message
 from mlaas_ray.repository import ModelVersion
@@ -53,7 +53,9 @@ LONG_BYTES = MEBIBYTE // 2
 SLOWER = 8
 
 # What the folders begin with in which uploads are kept while they are looked at.
-UPLOADS = "mlaas-upload-"
+UPLOAD_FOLDERS = "mlaas-upload-"
+# Uploads at a time, those included that are still being sent.
+MOST_UPLOADS = 16
 
 _FORM_FILES = {"params": "params.json", "features": "features.json"}
 _REMEDY = "curl -F name=NAME -F model=@model.onnx URL/upload"
@@ -121,6 +123,7 @@ class HttpFace:
         self._repository = catalog.repository
         self._backend = backend
         self._status = status
+        self._uploads = 0
         hide(catalog.repository.root)
         self._origins = Origins(settings.allowed_hosts)
 
@@ -179,6 +182,9 @@ class HttpFace:
 
     async def models(self, _request: Request) -> Response:
         """List the models; one that is damaged is listed with its error."""
+        return json_reply(await LOOKUPS.run(self._listed))
+
+    def _listed(self) -> list[dict[str, Any]]:
         listed = []
         for version, entry in self._catalog.newest():
             if isinstance(entry, Entry):
@@ -190,7 +196,7 @@ class HttpFace:
             listed.append(
                 {"name": version.name, "version": version.version, "error": without_paths(str(entry))}
             )
-        return json_reply(listed)
+        return listed
 
     async def params(self, request: Request) -> Response:
         """Describe one model."""
@@ -198,32 +204,40 @@ class HttpFace:
         try:
             entry = await self._backend.find(model)
         except (ModelError, BusyError):  # it may be described all the same
-            entry = self._catalog.find(model)
-        return json_reply(self._described(entry, describe_fully))
+            entry = await LOOKUPS.run(self._catalog.find, model)
+        return json_reply(await LOOKUPS.run(self._described, entry, describe_fully))
 
     async def upload(self, request: Request) -> Response:
         """Publish a form or a bundle as the next version."""
+        if self._uploads >= MOST_UPLOADS:
+            raise BusyError(f"{self._uploads} uploads are under way already", "Try again in some seconds")
+        self._uploads += 1
+        try:
+            version = await self._upload(request)
+        finally:
+            self._uploads -= 1
+        # Who uploaded it may ask it at once, and finds it loaded.
+        await self._backend.settle(version.name)
+        return json_reply({"name": version.name, "version": version.version})
+
+    async def _upload(self, request: Request) -> ModelVersion:
         is_form = "form-data" in request.headers.get("content-type", "")
         # of a form, base64 is its model alone; a bundle is unpacked by its content
         own = ("base64",) if is_form else ("gzip", "x-gzip")
         limits = self._settings.upload_bytes, self._settings.body_timeout_s
         request = bounded(request, *limits, as_it_is=own)
-        with held_folder(Path(tempfile.gettempdir()), UPLOADS) as folder:
+        async with _passing_folder() as folder:
             if is_form:
-                version = await self._upload_form(request, folder)
-            else:
-                archive = folder / "bundle"
-                await save(request, archive)
-                version = await asyncio.to_thread(
-                    publish_bundle,
-                    self._repository,
-                    archive,
-                    self._settings.unpacked_bytes,
-                    self._backend.inspect,
-                )
-        # Who uploaded it may ask it at once, and finds it loaded.
-        await self._backend.settle(version.name)
-        return json_reply({"name": version.name, "version": version.version})
+                return await self._upload_form(request, folder)
+            archive = folder / "bundle"
+            await save(request, archive)
+            return await UPLOADS.run(
+                publish_bundle,
+                self._repository,
+                archive,
+                self._settings.unpacked_bytes,
+                self._backend.inspect,
+            )
 
     async def delete(self, request: Request) -> Response:
         """Delete a model, or one version of it."""
@@ -320,9 +334,9 @@ class HttpFace:
 
     async def _delete(self, model: str) -> Response:
         name, number = ModelVersion.parse(model)
-        deleted = await asyncio.to_thread(self._repository.delete, name, number)
+        deleted = await FILES.run(self._repository.delete, name, number)
         self._backend.look_again(name)
-        if name not in await asyncio.to_thread(self._repository.names):
+        if name not in await LOOKUPS.run(self._repository.names):
             with contextlib.suppress(ModelMissingError):  # most have no replicas of their own
                 await self._backend.deployments.withdraw(name)
         return json_reply({"deleted": [str(version) for version in deleted]})
@@ -341,9 +355,9 @@ class HttpFace:
             await _write_part(labels, folder / _labels_name(labels))
             data = await model.read()
         if encoded:
-            data = await asyncio.to_thread(_decode, data)
-        await asyncio.to_thread((folder / model_file_name(data[:1])).write_bytes, data)
-        return await asyncio.to_thread(
+            data = await BODIES.run(_decode, data)
+        await FILES.run((folder / model_file_name(data[:1])).write_bytes, data)
+        return await UPLOADS.run(
             publish_form,
             self._repository,
             name if isinstance(name, str) else "",
@@ -352,18 +366,29 @@ class HttpFace:
         )
 
 
+@contextlib.asynccontextmanager
+async def _passing_folder() -> AsyncIterator[Path]:
+    """Give a folder for an upload; to remove gigabytes takes a while."""
+    held = held_folder(Path(tempfile.gettempdir()), UPLOAD_FOLDERS)
+    folder = await FILES.run(held.__enter__)
+    try:
+        yield folder
+    finally:
+        await FILES.run(held.__exit__, None, None, None)
+
+
 async def _apart(size: int, function: Callable[..., T], *arguments: Any) -> T:
     """Call a function that works on this many bytes, in a thread when there are many."""
     if size < LONG_BYTES:
         return function(*arguments)
-    return await asyncio.to_thread(function, *arguments)
+    return await BODIES.run(function, *arguments)
 
 
 async def _write_part(part: UploadFile | str | None, path: Path) -> None:
     if part is None:
         return
     data = part.encode() if isinstance(part, str) else await part.read()
-    await asyncio.to_thread(path.write_bytes, data)
+    await FILES.run(path.write_bytes, data)
 
 
 def _labels_name(part: UploadFile | str | None) -> str:

@@ -30,6 +30,7 @@ from mlaas_ray.inference.shipment import (
     pack,
     unpack_outcomes,
 )
+from mlaas_ray.inference.threads import EXAMINATIONS
 
 logger = logging.getLogger("ray.serve")
 
@@ -294,7 +295,7 @@ class Predictor:
         pool = self._usual(entry.key.name)
         if pool != SHARED or HERE not in self._holders:
             return pool
-        return HERE if await asyncio.to_thread(light, entry.package, self._settings) else SHARED
+        return HERE if await EXAMINATIONS.run(light, entry.package, self._settings) else SHARED
 
     def _usual(self, name: str) -> str:
         """Say what holds a model's versions of which nothing is known."""
