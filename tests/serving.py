@@ -199,6 +199,8 @@ def served(
     repository = Repository(tmp_path_factory.mktemp("served") / "models")
     repository.publish(onnx_package)
     repository.publish(saved_package)
+    # of a delete that was killed
+    (repository.root / ".deleting-half" / "1").mkdir(parents=True)
     process, ready = start_serving(
         repository.root, free_port(), "--max-request", "8", "--max-upload", "8", "--replicas", "2"
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +31,7 @@ def models() -> None:
         mlaas models list
         mlaas models show higgs:2
         mlaas models publish runs/higgs --name higgs
+        mlaas models publish model.onnx --name mine
         mlaas models publish model.onnx --url http://127.0.0.1:8083
         mlaas models alias higgs:2 production
         mlaas models delete higgs:1
@@ -120,7 +124,8 @@ def publish(
 ) -> None:
     """Publish a package as the next version of its name; a running service answers with it at once.
 
-    With --url also a SavedModel folder, an ONNX file, or a tar of one.
+    Also a SavedModel folder, an ONNX file, or a tar of one, which is loaded and tried
+    first, here or at the service.
     """
     package = _package_of(package)
     if url:
@@ -129,10 +134,7 @@ def publish(
         with Client(url) as client:
             published, version = client.upload(package, name)
     else:
-        from mlaas_ray.core.package import ModelPackage
-        from mlaas_ray.repository import Repository
-
-        made = Repository(repository).publish(ModelPackage(package), name)
+        made = _publish_here(package, name, repository)
         published, version = made.name, made.version
     if json_line:
         emit({"name": published, "version": version})
@@ -275,6 +277,27 @@ def deployments(url: Service = SERVICE, json_line: Json = False) -> None:
             for each in found
         ],
     )
+
+
+def _publish_here(path: Path, name: str | None, repository: Path) -> ModelVersion:
+    """Publish a package, or make one of what a service takes as an upload, as the service does."""
+    from mlaas_ray.core.package import MANIFEST, ModelPackage
+    from mlaas_ray.repository import Repository
+
+    folder = Repository(repository)
+    if (path / MANIFEST).exists():
+        return folder.publish(ModelPackage(path), name)
+    from mlaas_ray.client.bundle import open_bundle
+    from mlaas_ray.inference.inspection import inspect_apart
+    from mlaas_ray.inference.settings import ServiceSettings
+    from mlaas_ray.inference.uploads import publish_bundle
+
+    timeout_s = ServiceSettings(repository=repository).load_timeout_s
+    with tempfile.TemporaryDirectory(prefix="mlaas-publish-") as passing, open_bundle(path, name) as bundle:
+        archive = Path(passing) / "bundle"
+        with archive.open("wb") as file:
+            shutil.copyfileobj(bundle, file)
+        return publish_bundle(folder, archive, sys.maxsize, partial(inspect_apart, timeout_s=timeout_s))
 
 
 def _package_of(path: Path) -> Path:

@@ -32,6 +32,12 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8083,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A name by which models may be uploaded, of a proxy say; repeatable."
+        ),
+    ] = None,
     replicas: Annotated[
         str, typer.Option(metavar="N|MIN:MAX", help="Processes that hold models and predict.")
     ] = "1",
@@ -86,6 +92,7 @@ def serve(
             "repository": repository,
             "host": host,
             "port": port,
+            "allowed_hosts": allow_host or (),
             "replicas": replicas,
             "gateways": gateways,
             "predict_in": predict_in,

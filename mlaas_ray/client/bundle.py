@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from mlaas_ray.core.errors import PackageError
 
 _MANIFEST = "package.json"
+
+
+@contextlib.contextmanager
+def open_bundle(path: Path, name: str | None = None) -> Iterator[IO[bytes]]:
+    """Open a package, a SavedModel folder or an ONNX file as a bundle; or one as it is (tar, tar.gz).
+
+    Args:
+        path: The model.
+        name: Its name; the package's, folder's or file's own when it is not given. A bundle has it inside.
+
+    Raises:
+        PackageError: When it is none of these.
+    """
+    if path.is_file() and path.name.endswith((".tar", ".tar.gz", ".tgz")):
+        with path.open("rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as bundle:
+        write_bundle(path, name or model_name(path), bundle)
+        bundle.seek(0)
+        yield bundle
 
 
 def model_name(path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
-from mlaas_ray.client.bundle import model_name, write_bundle
+from mlaas_ray.client.bundle import open_bundle
 from mlaas_ray.core.errors import EventError, ServiceError
 
 Prediction = list[float]
@@ -225,13 +224,7 @@ class Client:
         Returns:
             The name, and the version it became.
         """
-        path = Path(path)
-        with tempfile.TemporaryFile() as bundle:
-            if path.name.endswith((".tar", ".tar.gz", ".tgz")):
-                with path.open("rb") as file:
-                    return self._send(file)
-            write_bundle(path, name or model_name(path), bundle)
-            bundle.seek(0)
+        with open_bundle(Path(path), name) as bundle:
             return self._send(bundle)
 
     def delete(self, model: str) -> list[str]:

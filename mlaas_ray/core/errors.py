@@ -17,7 +17,8 @@
     │   └── ExportError                         a trained network that is kept, but could not be exported
     ├── PackageError (ValueError)               a model package that is damaged or incomplete
     ├── StorageError (OSError)                  a folder or bucket that cannot be written to
-    ├── RepositoryError
+    ├── RepositoryError                         the repository cannot be read or written, or refuses
+    │   ├── RepositoryFullError                 it has no room
     │   ├── InvalidNameError (ValueError)       a name no model may have
     │   ├── ModelMissingError (LookupError)
     │   └── VersionMissingError (LookupError)
@@ -117,6 +118,10 @@ class StorageError(MlaasError, OSError):
 
 class RepositoryError(MlaasError):
     """The model repository refuses."""
+
+
+class RepositoryFullError(RepositoryError):
+    """The model repository has no room for what is written."""
 
 
 class InvalidNameError(RepositoryError, ValueError):

@@ -31,7 +31,6 @@ from mlaas_ray.inference.body import BodyTooLargeError
 from mlaas_ray.inference.rows import FLOAT32, Table, carrier, positions_of, scatter
 
 _FLOAT32 = pa.float32()
-_NO_NULL = "a value is null, and the model says nothing of missing values"
 _REMEDY = "Write it with pyarrow.ipc.new_stream, without compression"
 
 
@@ -61,10 +60,8 @@ def read_stream(
     names = batch.schema.names
     known = {*spec.columns, *spec.raw} if spec is not None else set()
     if len(names) == 1 and _list_size(batch.schema.types[0]) and names[0] not in known:
-        rows = _lists(batch.column(0), wide, null=spec is not None)
+        rows = _lists(batch.column(0), wide)
     elif spec is None:
-        if any(column.null_count for column in batch.columns):
-            raise EventError(_NO_NULL, "Send numbers")
         rows = _matrix(batch, wide)
     elif spec.index.keys() >= set(names) and not _are_all_branches(set(names), spec):
         rows = _by_columns(batch, spec, wide)
@@ -159,14 +156,11 @@ def _list_size(kind: pa.DataType) -> int:
     return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 0
 
 
-def _lists(array: pa.Array, wide: np.dtype[Any], *, null: bool) -> npt.NDArray[Any]:
+def _lists(array: pa.Array, wide: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return a column of lists of a fixed size as ``(events, values)``."""
     if array.null_count:
         raise EventError("a row is null", "Leave it out")
-    values = _values(array)
-    if values.null_count and not null:
-        raise EventError(_NO_NULL, "Send numbers")
-    return _floats(values, wide).reshape(len(array), -1)
+    return _floats(_values(array), wide).reshape(len(array), -1)
 
 
 def _values(array: pa.Array) -> pa.Array:

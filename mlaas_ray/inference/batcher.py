@@ -17,7 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -29,9 +29,10 @@ logger = logging.getLogger("ray.serve")
 
 Model = TypeVar("Model", bound=Hashable)
 Answer = Predictions | BaseException
-# An answer that is still to come holds up nobody else of its call.
-Coming = Awaitable[Predictions]
-Done = Callable[[Answer], None]
+# An answer that is still to come holds up nobody else of its call. It may differ by caller.
+Coming = Awaitable[Predictions | list[Answer]]
+# A list is told to those who asked for each row to be a caller's own.
+Done = Callable[[Answer | list[Answer]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,17 @@ class Group(Generic[Model]):
     Attributes:
         model: Whose.
         rows: ``(events, features)`` in the type that it takes.
+        asked: Whose rows these are.
     """
 
     model: Model
     rows: Rows
+    asked: Sequence[_Asked] = ()
+
+    @property
+    def shares(self) -> list[int]:
+        """Rows of each caller, one after the other."""
+        return [share for one in self.asked for share in one.shares]
 
 
 # of a lane: its key, the rows, and how long the first of them waited (seconds)
@@ -69,12 +77,17 @@ Dispatch = Callable[[Hashable, list[Group[Any]], float], Awaitable[Sequence[Answ
 class _Asked:
     """A caller's rows, and whom to tell."""
 
-    __slots__ = ("done", "rows", "since")
+    __slots__ = ("done", "each", "rows", "since")
 
-    def __init__(self, rows: Rows, done: Done, since: float) -> None:
+    def __init__(self, rows: Rows, done: Done, since: float, each: bool) -> None:
         self.rows = rows
         self.done = done
         self.since = since
+        self.each = each
+
+    @property
+    def shares(self) -> list[int]:
+        return [1] * len(self.rows) if self.each else [len(self.rows)]
 
 
 @dataclass(slots=True)
@@ -141,7 +154,7 @@ class Batcher(Generic[Model]):
         """Calls under way."""
         return sum(lane.under_way for lane in self._lanes.values())
 
-    def add(self, lane: Lane, model: Model, rows: Rows, done: Done) -> None:
+    def add(self, lane: Lane, model: Model, rows: Rows, done: Done, *, each: bool = False) -> None:
         """Let rows wait for their answer.
 
         Args:
@@ -149,6 +162,7 @@ class Batcher(Generic[Model]):
             model: Whose they are.
             rows: ``(events, features)``, fit for the model and of its type.
             done: Called once, in the event loop, with the answer ``(events, outputs…)`` or an error.
+            each: Whether each row is a caller's own: ``done`` may then be given a list, of each row's answer.
 
         Raises:
             BusyError: When too many are waiting already.
@@ -162,7 +176,7 @@ class Batcher(Generic[Model]):
             raise BusyError(
                 f"{waiting.rows} rows are waiting already", "Try again in a moment, or with more replicas"
             )
-        asked = _Asked(rows, done, self._loop.time())
+        asked = _Asked(rows, done, self._loop.time(), each)
         present = waiting.asked.get(model)
         if present is None:
             waiting.asked[model] = [asked]
@@ -182,13 +196,13 @@ class Batcher(Generic[Model]):
         """
         future: asyncio.Future[Predictions] = self._loop.create_future()
 
-        def done(answer: Answer) -> None:
+        def done(answer: Answer | list[Answer]) -> None:
             if future.done():  # the caller went away
                 return
             if isinstance(answer, BaseException):
                 future.set_exception(answer)
-            else:
-                future.set_result(answer)
+            else:  # one caller gets no list
+                future.set_result(cast(Predictions, answer))
 
         self.add(lane, model, rows, done)
         return await future
@@ -259,7 +273,9 @@ class Batcher(Generic[Model]):
         try:
             groups = [
                 Group(
-                    model, asked[0].rows if len(asked) == 1 else np.concatenate([one.rows for one in asked])
+                    model,
+                    asked[0].rows if len(asked) == 1 else np.concatenate([one.rows for one in asked]),
+                    asked,
                 )
                 for model, asked in parts
             ]
@@ -297,8 +313,15 @@ async def _share_later(asked: list[_Asked], coming: Coming) -> None:
     _share(asked, answer)
 
 
-def _share(asked: list[_Asked], answer: Answer) -> None:
+def _share(asked: list[_Asked], answer: Answer | list[Answer]) -> None:
     """Give every caller its own rows' part of an answer."""
+    if isinstance(answer, list):
+        start = 0
+        for one in asked:
+            end = start + len(one.shares)
+            _tell(one.done, answer[start:end] if one.each else answer[start])
+            start = end
+        return
     if isinstance(answer, BaseException):
         for one in asked:
             _tell(one.done, answer)
@@ -310,7 +333,7 @@ def _share(asked: list[_Asked], answer: Answer) -> None:
         start = end
 
 
-def _tell(done: Done, answer: Answer) -> None:
+def _tell(done: Done, answer: Answer | list[Answer]) -> None:
     try:
         done(answer)
     except Exception:

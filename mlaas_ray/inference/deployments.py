@@ -7,20 +7,21 @@ gateway sees it. Until an application's first replica can answer, the pool does.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlaas_ray.core.cluster import see_logs
-from mlaas_ray.core.errors import JobError, ModelMissingError, RepositoryError
+from mlaas_ray.core.errors import JobError, ModelMissingError
 from mlaas_ray.core.package import check_name
 from mlaas_ray.inference.predictor import Holder, Predictor, Replicas
 from mlaas_ray.inference.settings import Scale, ServiceSettings
+from mlaas_ray.inference.threads import DEPLOYMENTS, LOOKUPS
 from mlaas_ray.repository import Repository
 
 logger = logging.getLogger("ray.serve")
@@ -90,27 +91,25 @@ class Wishes:
             RepositoryError: When the folder cannot be written.
         """
         self._repository.versions(name)
-        try:
+        with self._repository.writing():
             self._folder.mkdir(parents=True, exist_ok=True)
             passing = self._folder / f".{name}-{uuid.uuid4().hex}"
             passing.write_text(wish.model_dump_json())
             os.replace(passing, self._folder / f"{name}.json")
-        except OSError as error:
-            raise RepositoryError(
-                f"cannot write to {self._folder}: {error.strerror or error}", "Check the folder's rights"
-            ) from error
 
     def drop(self, name: str) -> bool:
         """Forget a wish; tell whether there was one.
 
         Raises:
             InvalidNameError: For a name no model may have.
+            RepositoryError: When the folder cannot be written.
         """
         check_name(name)
-        try:
-            (self._folder / f"{name}.json").unlink()
-        except OSError:
-            return False
+        with self._repository.writing():
+            try:
+                (self._folder / f"{name}.json").unlink()
+            except (FileNotFoundError, NotADirectoryError):
+                return False
         return True
 
 
@@ -144,16 +143,16 @@ class Deployments:
             ModelMissingError: When there is no such model.
             JobError: When they do not start.
         """
-        before = (await asyncio.to_thread(self._wishes.all)).get(name)
-        await asyncio.to_thread(self._wishes.keep, name, wish)
+        before = (await LOOKUPS.run(self._wishes.all)).get(name)
+        await LOOKUPS.run(self._wishes.keep, name, wish)
         try:
-            await asyncio.to_thread(start, self._settings, {name: wish})
+            await DEPLOYMENTS.run(start, self._settings, {name: wish})
         except JobError:
             if before is None:
-                await asyncio.to_thread(self._wishes.drop, name)
-                await asyncio.to_thread(stop, name)
+                await LOOKUPS.run(self._wishes.drop, name)
+                await DEPLOYMENTS.run(stop, name)
             else:
-                await asyncio.to_thread(self._wishes.keep, name, before)
+                await LOOKUPS.run(self._wishes.keep, name, before)
             raise
         await self.look()
 
@@ -163,10 +162,10 @@ class Deployments:
         Raises:
             ModelMissingError: When it has no replicas of its own.
         """
-        if not await asyncio.to_thread(self._wishes.drop, name):
+        if not await LOOKUPS.run(self._wishes.drop, name):
             raise ModelMissingError(f"{name!r} has no replicas of its own", "See GET /deployments")
         await self.look()
-        await asyncio.to_thread(stop, name)
+        await DEPLOYMENTS.run(stop, name)
 
     async def resume(self) -> None:
         """Start the replicas that are wanted and not there: the service was stopped meanwhile, or is another.
@@ -176,14 +175,14 @@ class Deployments:
         Raises:
             JobError: When they do not start.
         """
-        wishes = await asyncio.to_thread(self._wishes.all)
+        wishes = await LOOKUPS.run(self._wishes.all)
         missing = {name: wish for name, wish in wishes.items() if await self._find(name) is None}
         if missing:
-            await asyncio.to_thread(start, self._settings, missing, wait=False)
+            await DEPLOYMENTS.run(partial(start, self._settings, missing, wait=False))
 
     async def listed(self) -> list[dict[str, Any]]:
         """Return the wishes, and how many replicas there are."""
-        wishes = await asyncio.to_thread(self._wishes.all)
+        wishes = await LOOKUPS.run(self._wishes.all)
         listed = []
         for name, wish in wishes.items():
             replicas = await _answering(self._holders[name]) if name in self._holders else 0
@@ -192,7 +191,7 @@ class Deployments:
 
     async def look(self) -> None:
         """Send rows to the deployments there are."""
-        wishes = await asyncio.to_thread(self._wishes.all)
+        wishes = await LOOKUPS.run(self._wishes.all)
         for name in [name for name in self._holders if name not in wishes]:
             del self._holders[name]
         for name, wish in wishes.items():
@@ -208,7 +207,7 @@ class Deployments:
         from ray import serve
 
         try:
-            handle = await asyncio.to_thread(serve.get_deployment_handle, DEPLOYMENT, application(name))
+            handle = await LOOKUPS.run(serve.get_deployment_handle, DEPLOYMENT, application(name))
         except KeyError:  # there is no such application
             return None
         return Replicas(handle, self._settings)

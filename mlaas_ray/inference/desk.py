@@ -203,8 +203,24 @@ class Desk:
             except Exception as error:
                 self._refuse(error, block, connection)
 
-    def _done(self, block: _Block, answer: Answer) -> None:
+    def _refuse_some(self, block: _Block, answers: list[Answer]) -> Answer:
+        """Refuse the rows that the model fails with, and return the answers of the others."""
+        good = [answer for answer in answers if not isinstance(answer, BaseException)]
+        asked, block.asked = block.asked, []
+        self._status.load.change(len(good) - len(asked))
+        for one, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, BaseException):
+                self._refuse(answer, block, one[0])
+            else:
+                block.asked.append(one)
+        return np.concatenate(good) if good else np.empty((0, 1), np.float32)
+
+    def _done(self, block: _Block, answer: Answer | list[Answer]) -> None:
         """Give everybody their answer."""
+        if isinstance(answer, list):
+            answer = self._refuse_some(block, answer)
+            if not block.asked:
+                return
         entry, asked = block.entry, block.asked
         self._status.load.change(-len(asked))
         bodies: Sequence[bytes] = ()

@@ -161,17 +161,15 @@ class Query:
         rows = values if many else [values]
         # TFaaS ignores the keys; so does a model that knows no columns.
         if keys is None or spec is None:
-            return _matrix(rows, width, wide, null=spec is not None), many
+            return _matrix(rows, width, wide), many
         if not isinstance(keys, list):
             raise EventError(f"keys is a {_kind(keys)}", 'Send "keys": ["name", …]')
         positions = positions_of(keys, spec)
-        matrix = _matrix(rows, len(keys), wide, null=True, what=f"{len(keys)} keys")
+        matrix = _matrix(rows, len(keys), wide, what=f"{len(keys)} keys")
         return scatter(matrix, positions, spec.width), many
 
 
-def _matrix(
-    rows: list[Any], width: int, wide: type[np.floating[Any]], *, null: bool, what: str = ""
-) -> npt.NDArray[Any]:
+def _matrix(rows: list[Any], width: int, wide: type[np.floating[Any]], *, what: str = "") -> npt.NDArray[Any]:
     """Make ``(events, width)`` of a wide type of lists of numbers, NaN where null is.
 
     Raises:
@@ -186,12 +184,11 @@ def _matrix(
             raise EventError(f"{where}{len(row)} values were sent, but {expected}", "Send one value for each")
         for position, value in enumerate(row):
             kind = type(value)
-            if kind is float or kind is int or kind is bool:
+            if kind is float or kind is int or kind is bool or value is None:
                 continue
-            if value is None and null:
-                continue
-            known = "a number or null" if null else "a number (the model says nothing of missing values)"
-            raise EventError(f"{where}value {position} is {_shown(value)}, not {known}", "Send numbers")
+            raise EventError(
+                f"{where}value {position} is {_shown(value)}, not a number or null", "Send numbers"
+            )
     return np.array(rows, dtype=wide)  # None becomes NaN
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -12,12 +14,13 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from mlaas_ray.core.flatten import Rows
+from mlaas_ray.core.held import sweep
 from mlaas_ray.inference import protocol
 from mlaas_ray.inference.autoscaling import ROWS
 from mlaas_ray.inference.catalog import Catalog, Entry
 from mlaas_ray.inference.deployments import Deployments
 from mlaas_ray.inference.desk import Desk
-from mlaas_ray.inference.http import HttpFace
+from mlaas_ray.inference.http import UPLOAD_FOLDERS, HttpFace
 from mlaas_ray.inference.inspection import inspect_apart
 from mlaas_ray.inference.metrics import Counts
 from mlaas_ray.inference.pool import ModelPool
@@ -27,6 +30,7 @@ from mlaas_ray.inference.routes import Routes
 from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.settings import ServiceSettings
 from mlaas_ray.inference.status import Status
+from mlaas_ray.inference.threads import LOOKUPS
 from mlaas_ray.inference.uploads import Inspect
 from mlaas_ray.repository import Repository
 
@@ -34,6 +38,8 @@ logger = logging.getLogger("ray.serve")
 
 # How often a gateway looks how many replicas there are.
 PULSE_S = 1.0
+# How often it looks for what processes that were killed left.
+SWEEP_S = 600.0
 # Longest wait for other gateways' counts.
 ANSWER_S = 10.0
 
@@ -69,6 +75,7 @@ class Gateway:
         self._face = HttpFace(settings, catalog, self, self._status)
         self.deployments = Deployments(catalog.repository, settings, self._predictor, self._routes.forget)
         self._pulse = asyncio.create_task(self._beat())
+        self._sweeps = asyncio.create_task(self._sweep())
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._face.app()
@@ -149,7 +156,7 @@ class Gateway:
         if self._gateways is None:
             context = serve.get_replica_context()
             # in a thread: it asks Serve's controller and waits
-            self._gateways = await asyncio.to_thread(
+            self._gateways = await LOOKUPS.run(
                 serve.get_deployment_handle, context.deployment, context.app_name
             )
         answers = await ask_all(self._gateways, "own_counts", timeout_s=ANSWER_S)
@@ -162,11 +169,23 @@ class Gateway:
 
     async def _meet(self) -> None:
         """Find what answers for each model before anybody asks."""
-        for name in await asyncio.to_thread(self._repository.names):
+        for name in await LOOKUPS.run(self._repository.names):
             try:
                 await self._routes.find(name)
             except Exception as error:  # who asks for it hears of it
                 logger.info("%s cannot be asked yet: %s", name, error)
+
+    async def _sweep(self) -> None:
+        """Remove what killed uploads left, for as long as the gateway lives."""
+        while True:
+            try:
+                swept = await asyncio.to_thread(self._repository.sweep)
+                swept += await asyncio.to_thread(sweep, Path(tempfile.gettempdir()), UPLOAD_FOLDERS)
+                if swept:
+                    logger.info("left by processes that were killed: %s", ", ".join(map(str, swept)))
+            except OSError as error:  # a repository may be for reading only
+                logger.info("nothing is swept: %s", error)
+            await asyncio.sleep(SWEEP_S)
 
     async def _beat(self) -> None:
         """Look how many replicas there are, for as long as the gateway lives; meet the models meanwhile."""

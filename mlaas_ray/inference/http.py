@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import contextlib
@@ -10,7 +9,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +22,7 @@ from starlette.routing import Route
 
 from mlaas_ray.core.errors import InvalidNameError, MlaasError, ModelError, ModelMissingError, PackageError
 from mlaas_ray.core.flatten import Rows
+from mlaas_ray.core.held import held_folder
 from mlaas_ray.core.package import check_name
 from mlaas_ray.inference.body import bounded, save
 from mlaas_ray.inference.busy import BusyError
@@ -31,11 +31,14 @@ from mlaas_ray.inference.deployments import Deployments, Wish
 from mlaas_ray.inference.events import Query
 from mlaas_ray.inference.formats import JSON, PROTOBUF, RAW, Format, Target, answer_format, format_of
 from mlaas_ray.inference.metrics import MEDIA_TYPE, Counts, exposition
+from mlaas_ray.inference.origins import Origins
 from mlaas_ray.inference.params import describe, describe_fully
+from mlaas_ray.inference.private import all_without_paths, hide, without_paths
 from mlaas_ray.inference.replies import error_reply, json_reply
 from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
 from mlaas_ray.inference.status import Status
+from mlaas_ray.inference.threads import BODIES, FILES, LOOKUPS, UPLOADS
 from mlaas_ray.inference.uploads import Inspect, model_file_name, publish_bundle, publish_form
 from mlaas_ray.inference.wire import read_message
 from mlaas_ray.repository import ModelVersion
@@ -48,6 +51,11 @@ T = TypeVar("T")
 LONG_BYTES = MEBIBYTE // 2
 # Events take as many times longer than rows of numbers.
 SLOWER = 8
+
+# What the folders begin with in which uploads are kept while they are looked at.
+UPLOAD_FOLDERS = "mlaas-upload-"
+# Uploads at a time, those included that are still being sent.
+MOST_UPLOADS = 16
 
 _FORM_FILES = {"params": "params.json", "features": "features.json"}
 _REMEDY = "curl -F name=NAME -F model=@model.onnx URL/upload"
@@ -115,15 +123,18 @@ class HttpFace:
         self._repository = catalog.repository
         self._backend = backend
         self._status = status
+        self._uploads = 0
+        hide(catalog.repository.root)
+        self._origins = Origins(settings.allowed_hosts)
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
         routes = [
-            self._route("/json", "POST", self.predict),
-            self._route("/predict/json", "POST", self.predict),
-            self._route("/proto", "POST", self.predict_message),
-            self._route("/predict/proto", "POST", self.predict_message),
-            self._route("/models/{model}/predict", "POST", self.predict_rows),
+            self._route("/json", "POST", self.predict, changes=False),
+            self._route("/predict/json", "POST", self.predict, changes=False),
+            self._route("/proto", "POST", self.predict_message, changes=False),
+            self._route("/predict/proto", "POST", self.predict_message, changes=False),
+            self._route("/models/{model}/predict", "POST", self.predict_rows, changes=False),
             self._route("/models", "GET", self.models),
             self._route("/params/{model}", "GET", self.params),
             self._route("/upload", "POST", self.upload),
@@ -171,6 +182,9 @@ class HttpFace:
 
     async def models(self, _request: Request) -> Response:
         """List the models; one that is damaged is listed with its error."""
+        return json_reply(await LOOKUPS.run(self._listed))
+
+    def _listed(self) -> list[dict[str, Any]]:
         listed = []
         for version, entry in self._catalog.newest():
             if isinstance(entry, Entry):
@@ -179,8 +193,10 @@ class HttpFace:
                     continue
                 except MlaasError as error:
                     entry = error
-            listed.append({"name": version.name, "version": version.version, "error": str(entry)})
-        return json_reply(listed)
+            listed.append(
+                {"name": version.name, "version": version.version, "error": without_paths(str(entry))}
+            )
+        return listed
 
     async def params(self, request: Request) -> Response:
         """Describe one model."""
@@ -188,28 +204,40 @@ class HttpFace:
         try:
             entry = await self._backend.find(model)
         except (ModelError, BusyError):  # it may be described all the same
-            entry = self._catalog.find(model)
-        return json_reply(self._described(entry, describe_fully))
+            entry = await LOOKUPS.run(self._catalog.find, model)
+        return json_reply(await LOOKUPS.run(self._described, entry, describe_fully))
 
     async def upload(self, request: Request) -> Response:
         """Publish a form or a bundle as the next version."""
-        request = bounded(request, self._settings.upload_bytes, self._settings.body_timeout_s)
-        with tempfile.TemporaryDirectory(prefix="mlaas-upload-") as folder:
-            if "form-data" in request.headers.get("content-type", ""):
-                version = await self._upload_form(request, Path(folder))
-            else:
-                archive = Path(folder) / "bundle"
-                await save(request, archive)
-                version = await asyncio.to_thread(
-                    publish_bundle,
-                    self._repository,
-                    archive,
-                    self._settings.unpacked_bytes,
-                    self._backend.inspect,
-                )
+        if self._uploads >= MOST_UPLOADS:
+            raise BusyError(f"{self._uploads} uploads are under way already", "Try again in some seconds")
+        self._uploads += 1
+        try:
+            version = await self._upload(request)
+        finally:
+            self._uploads -= 1
         # Who uploaded it may ask it at once, and finds it loaded.
         await self._backend.settle(version.name)
         return json_reply({"name": version.name, "version": version.version})
+
+    async def _upload(self, request: Request) -> ModelVersion:
+        is_form = "form-data" in request.headers.get("content-type", "")
+        # of a form, base64 is its model alone; a bundle is unpacked by its content
+        own = ("base64",) if is_form else ("gzip", "x-gzip")
+        limits = self._settings.upload_bytes, self._settings.body_timeout_s
+        request = bounded(request, *limits, as_it_is=own)
+        async with _passing_folder() as folder:
+            if is_form:
+                return await self._upload_form(request, folder)
+            archive = folder / "bundle"
+            await save(request, archive)
+            return await UPLOADS.run(
+                publish_bundle,
+                self._repository,
+                archive,
+                self._settings.unpacked_bytes,
+                self._backend.inspect,
+            )
 
     async def delete(self, request: Request) -> Response:
         """Delete a model, or one version of it."""
@@ -263,9 +291,11 @@ class HttpFace:
         self._status.count(request.method, reply.status_code)
         return reply
 
-    def _route(self, path: str, method: str, handler: Handler) -> Route:
+    def _route(self, path: str, method: str, handler: Handler, *, changes: bool = True) -> Route:
         async def answer(request: Request) -> Response:
             try:
+                if method != "GET":
+                    await self._origins.check(request.headers, changes=changes)
                 reply = await handler(request)
             except Exception as error:  # the border: whatever it is, the client gets an answer
                 reply = error_reply(error, request)
@@ -297,15 +327,16 @@ class HttpFace:
         """Describe a version, with what is known of it where it runs."""
         name = entry.version.name
         described = description(entry, self._repository.versions(name))
-        described |= {"aliases": self._repository.aliases(name), "runtime": self._backend.facts(entry)}
-        failed = {str(number): why for number, why in self._backend.failures(name).items()}
+        runtime = all_without_paths(self._backend.facts(entry))
+        described |= {"aliases": self._repository.aliases(name), "runtime": runtime}
+        failed = {str(number): without_paths(why) for number, why in self._backend.failures(name).items()}
         return described | ({"failed": failed} if failed else {})
 
     async def _delete(self, model: str) -> Response:
         name, number = ModelVersion.parse(model)
-        deleted = await asyncio.to_thread(self._repository.delete, name, number)
+        deleted = await FILES.run(self._repository.delete, name, number)
         self._backend.look_again(name)
-        if name not in await asyncio.to_thread(self._repository.names):
+        if name not in await LOOKUPS.run(self._repository.names):
             with contextlib.suppress(ModelMissingError):  # most have no replicas of their own
                 await self._backend.deployments.withdraw(name)
         return json_reply({"deleted": [str(version) for version in deleted]})
@@ -324,9 +355,9 @@ class HttpFace:
             await _write_part(labels, folder / _labels_name(labels))
             data = await model.read()
         if encoded:
-            data = await asyncio.to_thread(_decode, data)
-        await asyncio.to_thread((folder / model_file_name(data[:1])).write_bytes, data)
-        return await asyncio.to_thread(
+            data = await BODIES.run(_decode, data)
+        await FILES.run((folder / model_file_name(data[:1])).write_bytes, data)
+        return await UPLOADS.run(
             publish_form,
             self._repository,
             name if isinstance(name, str) else "",
@@ -335,18 +366,29 @@ class HttpFace:
         )
 
 
+@contextlib.asynccontextmanager
+async def _passing_folder() -> AsyncIterator[Path]:
+    """Give a folder for an upload; to remove gigabytes takes a while."""
+    held = held_folder(Path(tempfile.gettempdir()), UPLOAD_FOLDERS)
+    folder = await FILES.run(held.__enter__)
+    try:
+        yield folder
+    finally:
+        await FILES.run(held.__exit__, None, None, None)
+
+
 async def _apart(size: int, function: Callable[..., T], *arguments: Any) -> T:
     """Call a function that works on this many bytes, in a thread when there are many."""
     if size < LONG_BYTES:
         return function(*arguments)
-    return await asyncio.to_thread(function, *arguments)
+    return await BODIES.run(function, *arguments)
 
 
 async def _write_part(part: UploadFile | str | None, path: Path) -> None:
     if part is None:
         return
     data = part.encode() if isinstance(part, str) else await part.read()
-    await asyncio.to_thread(path.write_bytes, data)
+    await FILES.run(path.write_bytes, data)
 
 
 def _labels_name(part: UploadFile | str | None) -> str:

@@ -241,10 +241,10 @@ def _run(loaded: Loaded, rows: Rows) -> Outcome:
     try:
         answer = _in_parts(loaded, rows)
     except MlaasError as error:
-        return Outcome(error, time.perf_counter() - start)
+        return Outcome(error, time.perf_counter() - start, by_rows=True)
     except Exception as error:  # one model's trouble is not that of the others of its call
         failure = ModelError(f"the model failed: {first_line(error)}", "Check the model with these rows")
-        return Outcome(failure, time.perf_counter() - start)
+        return Outcome(failure, time.perf_counter() - start, by_rows=True)
     return Outcome(answer, time.perf_counter() - start)
 
 

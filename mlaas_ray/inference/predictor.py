@@ -7,8 +7,10 @@ import json
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
+import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from mlaas_ray.core.errors import MlaasError
@@ -28,6 +30,7 @@ from mlaas_ray.inference.shipment import (
     pack,
     unpack_outcomes,
 )
+from mlaas_ray.inference.threads import EXAMINATIONS
 
 logger = logging.getLogger("ray.serve")
 
@@ -39,6 +42,8 @@ BULK_ROWS = 1024
 ATTEMPTS = 3
 # No batch is held to be large enough below this: a call has its own cost.
 LEAST_BATCH = 128
+# So many parts of rows that failed together are halved at a time.
+MOST_PARTS = 64
 # Versions of which something is remembered.
 MOST_VERSIONS = 5000
 # Weight of the latest call in what a model is held to take.
@@ -265,8 +270,8 @@ class Predictor:
         return behaviour.facts if behaviour else {}
 
     def add(self, entry: Entry, rows: Rows, done: Done) -> None:
-        """Let rows wait for their predictions; see :meth:`Batcher.add`."""
-        self.batcher.add(self._lane_of(entry.key, len(rows)), entry.key, rows, done)
+        """Let rows wait for their predictions, each of a caller of its own; see :meth:`Batcher.add`."""
+        self.batcher.add(self._lane_of(entry.key, len(rows)), entry.key, rows, done, each=True)
 
     async def predict(self, entry: Entry, rows: Rows) -> Predictions:
         """Return the predictions ``(events, outputs…)`` of rows ``(events, features)``.
@@ -290,7 +295,7 @@ class Predictor:
         pool = self._usual(entry.key.name)
         if pool != SHARED or HERE not in self._holders:
             return pool
-        return HERE if await asyncio.to_thread(light, entry.package, self._settings) else SHARED
+        return HERE if await EXAMINATIONS.run(light, entry.package, self._settings) else SHARED
 
     def _usual(self, name: str) -> str:
         """Say what holds a model's versions of which nothing is known."""
@@ -330,22 +335,64 @@ class Predictor:
         async with asyncio.timeout(self._settings.predict_timeout_s):
             outcomes = await holder.run(loads, patient=own, waited_s=waited_s, behind=behind)
         answers: list[Answer | Coming] = []
-        for (key, rows), outcome in zip(loads, outcomes, strict=True):
+        for group, outcome in zip(groups, outcomes, strict=True):
             if outcome.answer is None:
                 # Not in that process's memory: its callers wait for it, the others do not.
-                answers.append(self._wait_for(holder, key, rows))
+                answers.append(self._wait_for(holder, group))
                 continue
             if not bulk:  # what thousands of rows take says nothing of one
-                self._learn(key, pool, outcome.seconds)
-            answers.append(outcome.answer)
+                self._learn(group.model, pool, outcome.seconds)
+            if outcome.by_rows and len(group.shares) > 1:
+                answers.append(self._take_apart(holder, group))
+            else:
+                answers.append(outcome.answer)
         return answers
 
-    async def _wait_for(self, holder: Holder, key: ModelKey, rows: Rows) -> Predictions:
+    async def _wait_for(self, holder: Holder, group: Group[ModelKey]) -> Predictions | list[Answer]:
+        key = group.model
         async with asyncio.timeout(self._settings.predict_timeout_s):
-            outcome = (await holder.run([(key, rows)], patient=True, waited_s=0.0, behind=0.0))[0]
+            outcome = (await holder.run([(key, group.rows)], patient=True, waited_s=0.0, behind=0.0))[0]
+        if outcome.by_rows and len(group.shares) > 1:
+            return await self._take_apart(holder, group)
         if outcome.answer is None or isinstance(outcome.answer, MlaasError):
             raise outcome.answer or BusyError(f"{key} is being loaded", "Try again in some seconds")
         return outcome.answer
+
+    async def _take_apart(self, holder: Holder, group: Group[ModelKey]) -> list[Answer]:
+        """Answer callers whose rows failed together: halves are tried until it is known whose rows fail.
+
+        All parts still in question go in one call: there are as many calls as the callers can be halved. Of
+        a model that fails whatever it is given, :data:`MOST_PARTS` bounds what is tried.
+
+        Returns:
+            For each caller its rows' answer, or error.
+        """
+        ends = list(accumulate(group.shares, initial=0))
+        answers: dict[int, Answer] = {}
+        trouble: Exception = BusyError("rows of other callers make the model fail", "Send the same again")
+        parts = _halves(0, len(group.shares))
+        try:
+            async with asyncio.timeout(self._settings.predict_timeout_s):
+                while parts:
+                    loads = [(group.model, group.rows[ends[first] : ends[last]]) for first, last in parts]
+                    outcomes = await holder.run(loads, patient=True, waited_s=0.0, behind=0.0)
+                    tried, parts = parts, []
+                    for (first, last), outcome in zip(tried, outcomes, strict=True):
+                        answer = outcome.answer
+                        if outcome.by_rows and last - first > 1:
+                            if len(parts) < 2 * MOST_PARTS:
+                                parts += _halves(first, last)
+                            continue
+                        for caller in range(first, last):
+                            if isinstance(answer, np.ndarray):
+                                answers[caller] = answer[
+                                    ends[caller] - ends[first] : ends[caller + 1] - ends[first]
+                                ]
+                            elif answer is not None:
+                                answers[caller] = answer
+        except Exception as error:  # those of whom it is known have their answers
+            trouble = error
+        return [answers.get(caller, trouble) for caller in range(len(group.shares))]
 
     def _learn(self, key: ModelKey, pool: str, seconds: float) -> None:
         behaviour = self._behaviour.get(key)
@@ -362,3 +409,8 @@ class Predictor:
         self._behaviour[key] = behaviour
         if len(self._behaviour) > MOST_VERSIONS:
             del self._behaviour[next(iter(self._behaviour))]
+
+
+def _halves(first: int, last: int) -> list[tuple[int, int]]:
+    middle = (first + last) // 2
+    return [(first, middle), (middle, last)]

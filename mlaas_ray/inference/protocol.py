@@ -37,9 +37,10 @@ _HEAD_END = b"\r\n\r\n"
 _VERSION = b" HTTP/1.1"
 # Headers as RFC 9110 has them. Two programs that read any others differently see different requests.
 _WELL_FORMED = re.compile(rb"(?:\r\n[!#-'*+\-.0-9A-Z^-z|~]+:[\t\x20-\x7e\x80-\xff]*)+\r\n")
-# Whatever changes how a body is read or an answer is given is uvicorn's to deal with.
+# Whatever changes how a body is read or an answer is given is uvicorn's to deal with. What browsers send
+# is the application's to judge.
 _UNUSUAL = re.compile(
-    rb"\r\n(?:transfer-encoding|content-encoding|expect|upgrade|x-request-timeout-seconds"
+    rb"\r\n(?:transfer-encoding|content-encoding|expect|upgrade|x-request-timeout-seconds|origin|sec-fetch-site"
     rb"|(?:proxy-)?connection(?!:[ \t]*keep-alive[ \t]*\r))",
     re.IGNORECASE,
 )

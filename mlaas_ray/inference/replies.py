@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import uuid
 from typing import Any
 
@@ -16,9 +18,11 @@ from starlette.responses import Response
 
 from mlaas_ray.core import errors
 from mlaas_ray.inference.archives import TooLargeError
-from mlaas_ray.inference.body import BodyStalledError, BodyTooLargeError
+from mlaas_ray.inference.body import BodyEncodingError, BodyStalledError, BodyTooLargeError
 from mlaas_ray.inference.busy import BusyError
 from mlaas_ray.inference.formats import NotAcceptableError, UnknownFormatError
+from mlaas_ray.inference.origins import ForeignError
+from mlaas_ray.inference.private import without_paths
 
 logger = logging.getLogger("ray.serve")
 
@@ -27,6 +31,8 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (BodyTooLargeError, 413),
     (TooLargeError, 413),
     (BodyStalledError, 408),
+    (ForeignError, 403),
+    (BodyEncodingError, 415),
     (UnknownFormatError, 415),
     (NotAcceptableError, 406),
     (BusyError, 503),
@@ -41,8 +47,21 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (BackPressureError, 503),
     (DeploymentUnavailableError, 503),
     (RayActorError, 503),
+    (errors.RepositoryFullError, 507),
+    (errors.RepositoryError, 500),
     (asyncio.TimeoutError, 504),
 )
+# What a disk refuses beside the repository, where bodies are kept for a while.
+_DISK = {
+    errno.ENOSPC: 507,
+    errno.EDQUOT: 507,
+    errno.EROFS: 500,
+    errno.EACCES: 500,
+    errno.EPERM: 500,
+    errno.EIO: 500,
+    errno.EMFILE: 503,
+    errno.ENFILE: 503,
+}
 
 # Said instead of what Ray and asyncio say.
 _SENTENCES: dict[type[BaseException], str] = {
@@ -68,14 +87,22 @@ def error_reply(error: Exception, request: Request) -> Response:
         return _refusal(_http_reason(error, request), error.status_code, dict(error.headers or {}))
     for kind, status in CODES:
         if isinstance(error, kind):
-            text = _SENTENCES.get(kind) or str(error)
+            text = _SENTENCES.get(kind) or without_paths(str(error))
+            if status in (500, 507):
+                logger.error("%s %s: %s", request.method, request.url.path, error)
             # What the client is still sending is not read.
-            early = {"Connection": "close"} if status in (408, 413) else {}
+            early = {"Connection": "close"} if status in (403, 408, 413, 415) else {}
             later = {"Retry-After": "1"} if status == 503 else {}
             return _refusal(text, status, early | later)
     if isinstance(error, ClientDisconnect):
         return _refusal("the client went away", 499)
     number = request.headers.get("x-request-id") or uuid.uuid4().hex
+    if isinstance(error, OSError) and error.errno in _DISK:
+        logger.error("request %s: %s %s failed: %s", number, request.method, request.url.path, error)
+        cause = os.strerror(error.errno)
+        return _refusal(
+            f"the service's machine refuses: {cause}. Its operator can mend that.", _DISK[error.errno]
+        )
     logger.error("request %s: %s %s failed", number, request.method, request.url.path, exc_info=error)
     return _refusal(f"internal error; the service's log has it as request {number}", 500)
 

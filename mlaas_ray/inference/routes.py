@@ -26,6 +26,7 @@ from mlaas_ray.core.errors import (
 from mlaas_ray.inference.busy import BusyError
 from mlaas_ray.inference.catalog import Catalog, Entry
 from mlaas_ray.inference.shipment import ModelKey
+from mlaas_ray.inference.threads import LOOKUPS
 from mlaas_ray.repository import ModelVersion
 
 logger = logging.getLogger("ray.serve")
@@ -121,14 +122,14 @@ class Routes:
             BusyError: When it is not loaded in time.
         """
         if not text:
-            text = await asyncio.to_thread(self._catalog.only)
+            text = await LOOKUPS.run(self._catalog.only)
         return self.glance(text, within_s=0) or await self._find(text)
 
     def failures(self, name: str) -> dict[int, str]:
         """Return the versions of a model that do not load, and why."""
         return {
             version.version: str(error)
-            for version, (_, error) in self._failed.items()
+            for version, (_, error) in list(self._failed.items())
             if version.name == name
         }
 
@@ -161,11 +162,11 @@ class Routes:
         if seen and max(seen) > time.time_ns() - TICK_NS:
             seen = None
         first: MlaasError | None = None
-        for version in await asyncio.to_thread(self._wanted, text):
+        for version in await LOOKUPS.run(self._wanted, text):
             error = self._failure(version)
             if error is None:
                 try:
-                    entry = await asyncio.to_thread(self._catalog.entry, version)
+                    entry = await LOOKUPS.run(self._catalog.entry, version)
                     coming = await self._bring(entry, GLANCE_S if current else self._timeout_s)
                     if coming is not None:
                         if current is None:

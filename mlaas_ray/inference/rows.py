@@ -209,8 +209,6 @@ def placement_of(row: SingleRow | ArrayRow, spec: FeatureSpec | None, width: int
     placement = _in_order(width) if spec is None or row.keys is None else _known_placement(row.keys, spec)
     if placement is None or len(values) != placement.sent or not len(values):
         return None
-    if spec is None and not isinstance(values, np.ndarray) and None in values:
-        return None
     return placement
 
 
@@ -251,8 +249,6 @@ def place_many(many: ManyRows, spec: FeatureSpec | None, width: int) -> Rows | N
     keys = many.keys if spec is not None else None
     sent = width if keys is None else len(keys)
     if not rows or not sent or set(map(len, rows)) != {sent}:
-        return None
-    if spec is None and any(None in row for row in rows):
         return None
     cells = _cells(rows, sent)
     if np.isinf(cells).any():

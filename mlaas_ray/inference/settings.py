@@ -68,6 +68,7 @@ class ServiceSettings(BaseModel):
         repository: Folder of model packages; all replicas must see the same one.
         host: Address to listen on.
         port: Port to listen on.
+        allowed_hosts: Names by which models may be uploaded, beside its machine's: of a proxy, say.
         address: Ray cluster to join, such as ``auto``; None starts a Ray of its own on this machine.
         replicas: Processes that hold models and predict: a number, or the fewest and the most as in ``1:4``.
         gateways: Processes that speak HTTP, likewise.
@@ -98,6 +99,7 @@ class ServiceSettings(BaseModel):
     repository: Path = Field(default_factory=default_repository)
     host: str = "127.0.0.1"
     port: int = Field(default=8083, ge=1, le=65535)
+    allowed_hosts: tuple[str, ...] = ()
     address: str | None = None
     replicas: Scale = Scale(fewest=1, most=1)
     gateways: Scale = Scale(fewest=1, most=1)
@@ -123,6 +125,14 @@ class ServiceSettings(BaseModel):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name, re.ASCII):
+                raise ValueError(f"{name!r} is no name such as ml.example.org, without scheme and port")
+        return value
 
     @property
     def url(self) -> str:

@@ -36,11 +36,16 @@ class Outcome:
     Attributes:
         answer: ``(events, outputs…)``; the error; None when the model is not in the replica's memory.
         seconds: What the model took for them.
+        by_rows: Whether the error came of running these rows: without some of them it might not come.
     """
 
     answer: Predictions | MlaasError | None
     seconds: float = 0.0
+    by_rows: bool = False
 
+
+# in place of an answer's type
+_BY_ROWS = "rows"
 
 ModelRows = tuple[ModelKey, npt.NDArray[Any]]
 Packed = tuple[list[tuple[str, int, str, int, int, str]], bytes]
@@ -75,7 +80,7 @@ def pack_outcomes(outcomes: Sequence[Outcome]) -> PackedOutcomes:
             parts.append(np.ascontiguousarray(answer).tobytes())
             table.append((answer.shape, answer.dtype.str, outcome.seconds))
         else:
-            table.append((answer, "", outcome.seconds))
+            table.append((answer, _BY_ROWS if outcome.by_rows else "", outcome.seconds))
     return table, b"".join(parts)
 
 
@@ -86,7 +91,7 @@ def unpack_outcomes(packed: PackedOutcomes) -> list[Outcome]:
     start = 0
     for shape, kind, seconds in table:
         if not isinstance(shape, tuple):
-            outcomes.append(Outcome(shape, seconds))
+            outcomes.append(Outcome(shape, seconds, kind == _BY_ROWS))
             continue
         count = math.prod(shape)
         answer = np.frombuffer(data, kind, count, start).reshape(shape)

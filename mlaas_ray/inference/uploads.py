@@ -17,6 +17,7 @@ leaves nothing behind.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -113,6 +114,7 @@ def _fill(draft: Path, content: Path, name: str, inspect: Inspect) -> None:
             f"features.json has {features.width} columns, the model takes {signature.width} values a row",
             "Send the features.json the model was trained with",
         )
+    _check_labels(labels, signature)
     write_package(
         draft,
         name=name,
@@ -137,6 +139,7 @@ def _copy_package(draft: Path, content: Path, inspect: Inspect) -> None:
         raise ModelError(
             f"the package says {expected} values a row, the model takes {signature.width}", "Package it again"
         )
+    _check_labels(copy.labels, signature)
 
 
 def _place_model(draft: Path, content: Path) -> ModelFormat:
@@ -178,6 +181,23 @@ def _features(content: Path) -> FeatureSpec | None:
         return FeatureSpec.from_json(path.read_bytes())
     except FeatureError as error:
         raise PackageError(f"features.json: {error.message}", error.remedy) from None
+
+
+def _check_labels(labels: list[str], signature: Signature) -> None:
+    """Refuse labels that would name other outputs than the model's.
+
+    Raises:
+        PackageError: Unless there is one for each output, or two for one output: that of class 1.
+    """
+    sizes = signature.outputs[0].shape[1:]
+    if not labels or None in sizes:
+        return
+    outputs = math.prod(size for size in sizes if size is not None)
+    if len(labels) != outputs and (outputs, len(labels)) != (1, 2):
+        raise PackageError(
+            f"there are {len(labels)} labels, but the model has {outputs} outputs",
+            "Send one label for each output, in their order; one output may have those of both its classes",
+        )
 
 
 def _labels(content: Path, params: dict[str, Any]) -> list[str]:

@@ -4,12 +4,15 @@ A version is a package directory. It is filled beside its place and renamed into
 which there may be many on many machines, see it whole or not at all. Version numbers count from 1 and are
 never used twice, even after a deletion: what an answer was made with stays unambiguous. The numbers
 given so far are kept as empty folders, ``.numbers/<name>/<version>``. An alias is a file with the number of
-the version it stands for, ``.aliases/<name>/<alias>``.
+the version it stands for, ``.aliases/<name>/<alias>``. What is half written is in folders and files whose
+names begin with a dot: ``.draft-*``, ``.deleting-*``; :meth:`Repository.sweep` removes what a killed process
+left of these.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -23,12 +26,21 @@ from mlaas_ray.core.errors import (
     MlaasError,
     ModelMissingError,
     RepositoryError,
+    RepositoryFullError,
     VersionMissingError,
     nearest,
 )
+from mlaas_ray.core.held import held_folder, is_old, sweep
 from mlaas_ray.core.package import ModelPackage, check_name, staging
 
 _NUMBER = re.compile("[1-9][0-9]*")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REMEDIES = {
+    errno.ENOSPC: "Free some space, or delete versions that nobody asks for",
+    errno.EDQUOT: "Free some space, or delete versions that nobody asks for",
+    errno.EROFS: "Mount it so that it can be written to",
+    errno.EXDEV: "Link the repository as a whole: a model's folder must not lie on another file system",
+}
 
 # A version's number or an alias of it; None for the latest.
 Reference = int | str | None
@@ -130,18 +142,16 @@ class Repository:
             RepositoryError: When the folder cannot be written.
         """
         check_name(name)
-        draft = self.root / f".draft-{uuid.uuid4().hex}"
-        with self._writing():
-            with staging(draft) as folder:
-                fill(folder)
-                ModelPackage(folder)
-            try:
+        with self.writing():
+            self.root.mkdir(parents=True, exist_ok=True)
+            with held_folder(self.root, ".draft-") as held:
+                draft = held / name
+                with staging(draft) as folder:
+                    fill(folder)
+                    ModelPackage(folder)
                 (self.root / name).mkdir(exist_ok=True)
                 version = self._next_number(name)
                 draft.rename(self.root / name / str(version))
-            except BaseException:
-                shutil.rmtree(draft, ignore_errors=True)
-                raise
         return ModelVersion(name, version)
 
     def names(self) -> list[str]:
@@ -219,7 +229,7 @@ class Repository:
         """
         file = self.root / ".aliases" / name / check_alias(alias)
         number = self._number(name, version)
-        with self._writing():
+        with self.writing():
             file.parent.mkdir(parents=True, exist_ok=True)
             passing = file.with_name(f".{alias}-{uuid.uuid4().hex}")
             passing.write_text(f"{number}\n")
@@ -239,7 +249,7 @@ class Repository:
         """
         numbers = self.versions(name) if version is None else [self._number(name, version)]
         gone = [alias for alias, number in self.aliases(name).items() if number in numbers]
-        with self._writing():
+        with self.writing():
             for number in numbers:
                 # also for a version that was put here by hand
                 self._given(name, number).mkdir(parents=True, exist_ok=True)
@@ -249,10 +259,24 @@ class Repository:
                     (self.root / name / str(number)).rename(grave)
                 except FileNotFoundError:  # another caller deleted it: what was asked for is so
                     continue
-                shutil.rmtree(grave, ignore_errors=True)
+                _remove(grave)
             for alias in gone:
                 (self.root / ".aliases" / name / alias).unlink(missing_ok=True)
         return [ModelVersion(name, number) for number in numbers]
+
+    def sweep(self) -> list[Path]:
+        """Remove what processes that were killed left half written, and return it."""
+        swept = [path for prefix in (".draft-", ".incoming-") for path in sweep(self.root, prefix)]
+        for grave in self.root.glob(".deleting-*"):
+            _remove(grave)
+            swept.append(grave)
+        for pattern in (".aliases/*/.*", ".deployments/.*"):
+            for file in self.root.glob(pattern):
+                with contextlib.suppress(OSError):
+                    if is_old(file):
+                        file.unlink()
+                        swept.append(file)
+        return swept
 
     def _number(self, name: str, reference: Reference) -> int:
         """Return the number of a version there is."""
@@ -283,16 +307,34 @@ class Repository:
         return self.root / ".numbers" / name / str(number)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """Write into the folder while the block runs.
+
+        Raises:
+            RepositoryError: For what the operating system refuses, naming the cause.
+        """
         try:
             yield
         except MlaasError:
             raise
         except OSError as error:
-            raise RepositoryError(
-                f"cannot write to the repository {self.root}: {error.strerror or error}",
-                "Check the folder's rights and free space",
-            ) from error
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: OSError) -> RepositoryError:
+        """Say why the folder cannot be written to."""
+        if self.root.is_symlink() and not self.root.exists():
+            return RepositoryError(
+                f"the repository {self.root} is a link that leads nowhere",
+                "Make the folder it leads to, or correct it",
+            )
+        # several errors of a copy are one, which has no number but theirs in its text
+        told = re.search(r"\[Errno (\d+)\]", str(error))
+        number = error.errno or (int(told[1]) if told else 0)
+        kind = RepositoryFullError if number in _FULL else RepositoryError
+        return kind(
+            f"cannot write to the repository {self.root}: {os.strerror(number) if number else error}",
+            _REMEDIES.get(number, "Check the folder's rights and free space"),
+        )
 
     @staticmethod
     def _numbers(folder: Path) -> list[int]:
@@ -309,3 +351,11 @@ class Repository:
         return [
             ModelVersion(name, number) for name in self.names() for number in self._numbers(self.root / name)
         ]
+
+
+def _remove(path: Path) -> None:
+    """Remove a version's folder; of one that is a link, the link."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)

@@ -5,7 +5,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mlaas_ray.cli.main import app
+from mlaas_ray.client.bundle import open_bundle
 from mlaas_ray.repository import Repository
+from tests.serving import EXAMINED, WIDTH
 from tests.terminal import on_terminal
 
 
@@ -56,6 +58,28 @@ def test_the_same_commands_ask_a_service(mlaas, served, onnx_file):
     published = json.loads(mlaas("publish", onnx_file, "--name", "cli", "--json", *where).stdout)
     assert published == {"name": "cli", "version": 1}
     assert json.loads(mlaas("delete", "cli", "--json", *where).stdout) == {"deleted": ["cli:1"]}
+
+
+def test_an_onnx_file_or_a_saved_model_is_published_without_a_service(
+    mlaas, repository, onnx_file, saved_model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLAAS_CACHE", str(EXAMINED))
+    where = ("--repository", repository.root)
+    published = json.loads(mlaas("publish", onnx_file, "--name", "mine", "--json", *where).stdout)
+    assert published == {"name": "mine", "version": 1}
+    assert "published model:1" in mlaas("publish", onnx_file, *where).output
+    assert "published sm:1" in mlaas("publish", saved_model, "--name", "sm", *where).output
+    with open_bundle(onnx_file, "tarred") as bundle:
+        (tmp_path / "m.tar").write_bytes(bundle.read())
+    assert "published tarred:1" in mlaas("publish", tmp_path / "m.tar", *where).output
+    for name in ("mine", "model", "sm", "tarred"):
+        repository.get(name).check()
+        assert repository.get(name).signature.width == WIDTH
+    (tmp_path / "bad.onnx").write_bytes(b"\x08\x07 junk")
+    assert "not an ONNX file" in mlaas("publish", tmp_path / "bad.onnx", *where, code=2).stderr
+    (tmp_path / "text").write_text("x")
+    assert "text is no model" in mlaas("publish", tmp_path / "text", *where, code=2).stderr
+    assert not [path for path in repository.root.iterdir() if path.name.startswith(".draft")]
 
 
 def test_a_damaged_package_does_not_hide_the_others(mlaas, repository, onnx_package):

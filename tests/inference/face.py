@@ -95,7 +95,7 @@ class Face:
 
     async def _request(self, method: str, path: str, content: dict[str, Any]) -> httpx.Response:
         transport = httpx.ASGITransport(self.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://face") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.request(method, path, **content)
 
 

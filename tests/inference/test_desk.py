@@ -31,7 +31,7 @@ from mlaas_ray.inference.status import Status
 from mlaas_ray.inference.wire import DataFrame, Predictions, Row, read_message
 from mlaas_ray.repository import Repository
 from tests.inference.test_types import write_cast
-from tests.serving import SPEC, WIDTH, expected
+from tests.serving import SPEC, WIDTH, expected, signature
 
 VALUES = [1.0, 2.0, 3.0, 4.0, 5.0]
 LABELS = ["background", "signal"]
@@ -342,6 +342,67 @@ def test_what_goes_wrong_is_said_as_the_application_says_it(repository, error, s
         assert office.status.load.ongoing == 0
         office.held.instead = None
         assert (await office.ask(content, path))[0] == 200
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def lookup(repository, tmp_path):
+    """A model that looks its number up in a table of 1,000, and fails for any other number."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["x"], ["index"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "index"], ["found"]),
+        ],
+        "lookup",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1])],
+        [helper.make_tensor_value_info("found", TensorProto.FLOAT, ["batch", 1])],
+        [numpy_helper.from_array(np.arange(1000, dtype=np.float32) * 2, "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+    def fill(draft):
+        save(model, str(draft / "model.onnx"))
+        write_package(draft, name="lookup", framework="x", model_format="onnx", signature=signature(1))
+
+    repository.add("lookup", fill)
+    os.utime(repository.root / "lookup", (time.time() - 10,) * 2)
+
+
+@pytest.mark.parametrize("path", [b"/json", b"/proto"])
+def test_a_row_that_a_model_fails_with_is_not_its_neighbours_trouble(repository, lookup, path):
+    async def main():
+        office = Office(repository)
+        entry = await office.routes.find("lookup")
+        values = [99_999 if number % 20 == 0 else number for number in range(900)]
+        asked = [
+            (value, office.take({"model": "lookup", "values": [value]}))
+            if path == b"/json"
+            else (value, office.take(message([value], model="lookup"), path))
+            for value in values
+        ]
+        # one that goes the other way, in the same call
+        plain = asyncio.create_task(office.predictor.predict(entry, np.float32([[3], [4]])))
+        for value, connection in asked:
+            status, headers, body = await connection.reply()
+            if value == 99_999:
+                assert (status, b"the model failed" in body) == (400, True)
+                continue
+            assert (status, headers["x-model"]) == (200, "lookup:1")
+            if path == b"/json":
+                assert json.loads(body) == [2 * value]
+            else:
+                assert Predictions.FromString(body).prediction[0].probability == 2 * value
+        np.testing.assert_array_equal(await plain, [[6], [8]])
+        assert office.status.load.ongoing == 0
+        assert office.status.answered["POST", 200] == 855
+        assert office.status.answered["POST", 400] == 45
+        # and of bad ones alone each is refused
+        both = [office.take({"model": "lookup", "values": [99_999]}) for _ in range(2)]
+        assert [(await connection.reply())[0] for connection in both] == [400, 400]
+        assert office.status.load.ongoing == 0
 
     asyncio.run(main())
 

@@ -116,11 +116,13 @@ def test_what_does_not_fit_is_refused_with_what_was_expected(document, said):
     assert said in str(caught.value)
 
 
-def test_a_model_without_a_spec_takes_no_event_and_no_null():
+def test_a_model_without_a_spec_takes_no_event_and_gets_nan_for_null():
     with pytest.raises(EventError, match=r"no features\.json"):
         rows({"event": {"a": 1}}, spec=None)
-    with pytest.raises(EventError, match="says nothing of missing values"):
-        rows({"values": [1, 2, 3, 4, None]}, spec=None)
+    for name in ("values", "Values"):  # as the typed decoder reads it, and in general
+        for values in ([1, 2, 3, 4, None], [[1, 2, 3, 4, None], [5, None, 3, 2, 1]]):
+            found, _ = rows({name: values}, spec=None)
+            np.testing.assert_array_equal(found, np.atleast_2d(np.array(values, np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_one_usual_row_is_placed_at_once():
     assert (row.model, row.keys, row.values) == ("toy", ("Jet_pt_1", "MET_pt"), [4, None])
     for _ in range(2):
         np.testing.assert_array_equal(place_row(row, SPEC, WIDTH), np.float32([NAN, NAN, NAN, 4, NAN]))
-    assert place_row(row, None, 2) is None  # null, and a model that says nothing of missing values
+    np.testing.assert_array_equal(place_row(row, None, 2), np.float32([4, NAN]))
     row = read_row(b'{"keys": ["what", "ever"], "values": [4, 5]}')
     assert place_row(row, SPEC, WIDTH) is None
     np.testing.assert_array_equal(place_row(row, None, 2), np.float32([4, 5]))

@@ -253,6 +253,45 @@ def test_a_body_that_turns_out_too_large_is_refused(served, path):
     assert "more than 8388608 bytes" in reply.json()["error"]
 
 
+# Browsers; all that is in them is in test_origins
+
+
+def test_a_page_of_another_site_changes_nothing_and_reads_nothing(served, tmp_path):
+    body = bundle(tmp_path, "evil").read_bytes()
+    host = urlsplit(served.url).netloc
+    rebound = {"Host": "evil.example", "Origin": "http://evil.example"}
+    for marks in ({"Origin": "http://evil.example"}, {"Origin": "null"}, rebound):
+        requests = [
+            ("POST", "/upload", body),
+            ("DELETE", "/delete/toy", b""),
+            ("PUT", "/deployments/toy", b""),
+        ]
+        for method, path, content in requests:
+            reply = served.http.request(method, path, content=content, headers=marks)
+            assert (reply.status_code, list(reply.json())) == (403, ["error"]), reply.text
+    row = json.dumps({"model": "toy", "values": ROW})
+    for _ in range(2):
+        assert served.http.post("/json", content=row, headers=rebound).status_code == 403
+    # its own page, and a program that knows it by another name
+    for headers in ({"Origin": f"http://{host}"}, {"Host": "mlaas.example"}):
+        assert served.http.post("/json", content=row, headers=headers).status_code == 200
+        assert served.http.delete("/delete/none", headers=headers).status_code == 404
+
+
+def test_compressed_bodies_are_read(served, tmp_path):
+    packed = {"Content-Encoding": "gzip"}
+    body = gzip.compress(json.dumps({"model": "toy", "values": ROW}).encode())
+    for _ in range(2):
+        reply = served.http.post("/json", content=body, headers=packed)
+        assert reply.json() == pytest.approx(answer(ROW), rel=1e-6)
+    content = write_onnx(tmp_path / "model.onnx").read_bytes()
+    form = httpx.Request("POST", served.url, files={"name": (None, "packed"), "model": ("m", content)})
+    headers = {"Content-Type": form.headers["content-type"], **packed}
+    reply = served.http.post("/upload", content=gzip.compress(form.read()), headers=headers)
+    assert reply.json() == {"name": "packed", "version": 1}, reply.text
+    served.http.delete("/delete/packed").raise_for_status()
+
+
 # Models
 
 
@@ -311,6 +350,13 @@ def test_a_bundle_is_served_at_once_and_its_next_version_too(served, tmp_path):
     reply = served.http.request("DELETE", "/delete", files={"model": (None, "up-1.2")})
     assert reply.json() == {"deleted": ["up-1.2:1"]}
     assert served.json({"model": "up-1.2", "values": [1, 0, 0, 0, 0]}).status_code == 404
+
+
+def test_what_a_killed_process_left_is_removed_when_a_service_starts(served):
+    deadline = time.monotonic() + 60
+    while (served.repository.root / ".deleting-half").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_damaged_version_never_replaces_one_that_works_and_is_told(served, tmp_path):

@@ -341,6 +341,144 @@ def test_what_does_not_load_is_said(entries, error, raised):
     asyncio.run(main())
 
 
+class Picky(Fake):
+    """Fails with rows that begin with a negative number, and notes how many calls of the model it made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries = 0
+
+    async def run(self, loads, *, patient, waited_s, behind):
+        self.tries += len(loads)
+        outcomes = await super().run(loads, patient=patient, waited_s=waited_s, behind=behind)
+        for number, (_, given) in enumerate(loads):
+            if outcomes[number].answer is not None and (given[:, 0] < 0).any():
+                outcomes[number] = Outcome(ModelError(f"of {len(given)} rows"), 1e-4, by_rows=True)
+        return outcomes
+
+
+def numbered(count, bad=()):
+    """Rows that differ, the bad ones negative."""
+    values = np.arange(1, count + 1, dtype=np.float32)
+    values[list(bad)] *= -1
+    return np.repeat(values[:, None], WIDTH, axis=1)
+
+
+async def ask_apart(predictor, entry, given):
+    """What each of many callers of one row each is told, by their number."""
+    return await asyncio.gather(
+        *(predictor.predict(entry, row[None]) for row in given), return_exceptions=True
+    )
+
+
+@pytest.mark.parametrize("bad", [[0], [99], [3, 4], [0, 7, 50, 51, 99], range(0, 100, 2), range(1, 100)])
+@pytest.mark.parametrize("known", [True, False])
+def test_rows_that_a_model_fails_with_are_found_and_all_others_answered(entries, bad, known):
+    async def main():
+        fake, entry = Picky(), entries["toy"]
+        predictor = Predictor(ServiceSettings(), shared=fake, here=None)
+        if known:
+            await predictor.prepare(entry)
+        given = numbered(100, bad)
+        answers = await ask_apart(predictor, entry, given)
+        for number, answer in enumerate(answers):
+            if number in bad:
+                assert isinstance(answer, ModelError)
+                assert "of 1 rows" in str(answer)
+            else:
+                np.testing.assert_array_equal(answer, expected(given[number : number + 1]))
+        # once together, and as often as 100 can be halved
+        if known:
+            assert len(fake.calls) <= 1 + 7
+            assert fake.tries <= 1 + 2 * 7 * min(len(bad), 64)
+
+    asyncio.run(main())
+
+
+def test_a_callers_rows_are_answered_together_or_not_at_all(entries):
+    async def main():
+        fake, entry = Picky(), entries["toy"]
+        predictor = Predictor(ServiceSettings(), shared=fake, here=None)
+        await predictor.prepare(entry)
+        given = [numbered(3), numbered(5, [4]), numbered(1), numbered(7, [0, 1])]
+        told: list[list[object]] = []
+        predictor.add(entry, numbered(4, [2]), told.append)
+        answers = await asyncio.gather(
+            *(predictor.predict(entry, rows) for rows in given), return_exceptions=True
+        )
+        assert [isinstance(answer, ModelError) for answer in answers] == [False, True, False, True]
+        for number in (0, 2):
+            np.testing.assert_array_equal(answers[number], expected(given[number]))
+        (each,) = told
+        assert [isinstance(answer, ModelError) for answer in each] == [False, False, True, False]
+        np.testing.assert_array_equal(each[3], expected(numbered(4)[3:]))
+
+    asyncio.run(main())
+
+
+def test_one_callers_rows_are_not_taken_apart(entries):
+    async def main():
+        fake, entry = Picky(), entries["toy"]
+        predictor = Predictor(ServiceSettings(), shared=fake, here=None)
+        await predictor.prepare(entry)
+        with pytest.raises(ModelError, match="of 500 rows"):
+            await predictor.predict(entry, numbered(500, [7]))
+        assert fake.tries == 1
+
+    asyncio.run(main())
+
+
+def test_a_model_that_always_fails_costs_a_bounded_number_of_tries(entries):
+    async def main():
+        fake, entry = Picky(), entries["toy"]
+        predictor = Predictor(ServiceSettings(), shared=fake, here=None)
+        await predictor.prepare(entry)
+        answers = await ask_apart(predictor, entry, -numbered(4000))
+        assert fake.tries <= 12 * 2 * (module.MOST_PARTS + 1)
+        assert {type(answer) for answer in answers} == {ModelError, BusyError}
+        assert all("of 1 rows" in str(answer) for answer in answers if isinstance(answer, ModelError))
+
+    asyncio.run(main())
+
+
+def test_what_is_known_is_told_when_the_replicas_die_meanwhile(entries):
+    async def main():
+        fake, entry = Picky(), entries["toy"]
+        predictor = Predictor(ServiceSettings(), shared=fake, here=None)
+        await predictor.prepare(entry)
+        run = fake.run
+
+        async def dies(loads, **more):
+            if len(fake.calls) == 3:
+                raise RuntimeError("it died")
+            return await run(loads, **more)
+
+        fake.run = dies
+        answers = await ask_apart(predictor, entry, numbered(8, [0]))
+        assert [isinstance(answer, np.ndarray) for answer in answers] == [False] * 2 + [True] * 6
+        assert all("it died" in str(answer) for answer in answers[:2])
+
+    asyncio.run(main())
+
+
+def test_an_error_that_is_not_of_the_rows_is_told_to_all_at_once(entries):
+    async def main():
+        fake, entry = Fake(), entries["toy"]
+        predictor = Predictor(ServiceSettings(), shared=fake, here=None)
+        await predictor.prepare(entry)
+
+        async def run(loads, **_):
+            fake.calls.append(([], False))
+            return [Outcome(ModelError("it does not load")) for _ in loads]
+
+        fake.run = run
+        answers = await ask_apart(predictor, entry, numbered(50))
+        assert all(isinstance(answer, ModelError) for answer in answers)
+        assert len(fake.calls) == 1
+
+    asyncio.run(main())
+
+
 def test_few_versions_are_remembered(entries, monkeypatch):
     monkeypatch.setattr(module, "MOST_VERSIONS", 1)
 

@@ -425,6 +425,10 @@ UNUSUAL = [
     (usual(b"now").replace(b"/json", b"/other"), 200, "application", False),
     (usual(b"now", b"Content-Encoding: gzip"), 200, "application", False),
     (usual(b"now", b"X-Request-Timeout-Seconds: 3"), 200, "application", False),
+    # a browser's, which the application looks at; Node's fetch is a program
+    (usual(b"now", b"Origin: http://x"), 200, "application", False),
+    (usual(b"now", b"sec-fetch-site: same-origin"), 200, "application", False),
+    (usual(b"now", b"sec-fetch-mode: cors"), 200, "desk", False),
     (chunked(b"/json", b"now"), 200, "application", False),
     (b"\r\n" + usual(b"now"), 200, "application", False),
     (b"POST /json HTTP/1.1\r\nHost: x\r\n\r\n", 200, "application", False),

@@ -258,7 +258,8 @@ def test_what_fits_is_known_before_it_is_placed(kind, values, keys, spec, fit):
         assert place_row(row, spec, WIDTH) is None
 
 
-def test_a_model_without_columns_takes_no_null():
+def test_a_model_without_columns_gets_nan_for_null():
     row = SingleRow([1, 2, None, 4, 5])
-    assert placement_of(row, SPEC, WIDTH) is not None
-    assert placement_of(row, None, WIDTH) is None
+    for spec in (SPEC, None):
+        placed = place([row], placement_of(row, spec, WIDTH))
+        np.testing.assert_array_equal(placed, np.float32([[1, 2, np.nan, 4, 5]]))

@@ -16,6 +16,13 @@ def test_a_value_that_cannot_be_is_refused_by_its_name():
         ServiceSettings.of({"port": 70000})
 
 
+@pytest.mark.parametrize("name", ["", "http://ml.example.org", "ml.example.org:8083", "*.example.org", "a b"])
+def test_a_host_that_is_allowed_is_a_name_alone(name):
+    assert ServiceSettings.of({"allowed_hosts": ["ml.example.org", "ml"]}).allowed_hosts[1] == "ml"
+    with pytest.raises(JobError, match=r"no name such as ml\.example\.org"):
+        ServiceSettings.of({"allowed_hosts": ["ml.example.org", name]})
+
+
 def test_the_repository_is_that_of_the_environment_and_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLAAS_REPOSITORY", raising=False)

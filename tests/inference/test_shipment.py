@@ -86,6 +86,13 @@ def test_an_error_arrives_with_its_remedy():
     assert str(found.answer) == "m:3 was replaced meanwhile. Ask again."
 
 
+def test_whether_an_error_came_of_the_rows_arrives():
+    outcomes = [Outcome(ModelError("it failed"), 0.1, by_rows=True), Outcome(ModelError("it does not load"))]
+    outcomes.append(Outcome(None))
+    found = unpack_outcomes(pack_outcomes(outcomes))
+    assert [outcome.by_rows for outcome in found] == [True, False, False]
+
+
 def test_rows_are_not_copied_when_they_are_unpacked():
     _, data = packed = pack([(ModelKey("m", 1, "d"), np.ones((1000, 10), np.float32))])
     ((_, rows),) = unpack(packed)

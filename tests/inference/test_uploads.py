@@ -4,11 +4,12 @@ import shutil
 import pytest
 
 from mlaas_ray.core.errors import InvalidNameError, ModelError, PackageError
+from mlaas_ray.core.package import write_package
 from mlaas_ray.inference.inspection import inspect_model
 from mlaas_ray.inference.uploads import model_file_name, publish_bundle, publish_form
 from mlaas_ray.repository import Repository
 from tests.inference.test_archives import member, write_tar
-from tests.serving import SPEC, WIDTH, write_onnx
+from tests.serving import SPEC, WIDTH, signature, write_onnx
 
 LIMIT = 1 << 24
 
@@ -42,6 +43,44 @@ def test_a_form_becomes_a_package_with_its_params_labels_and_features(repository
     assert package.features == SPEC
     assert package.signature.width == WIDTH
     assert json.loads((package.path / "params.json").read_text()) == params
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "fits"),
+    [(1, 1, True), (1, 2, True), (1, 3, False), (3, 3, True), (3, 2, False), (3, 4, False), (3, 1, False)],
+)
+def test_labels_must_be_as_many_as_the_outputs(repository, content, outputs, labels, fits, tmp_path):
+    def inspect(path, model_format):
+        found = signature()
+        output = found.outputs[0].model_copy(update={"shape": (None, outputs)})
+        return found.model_copy(update={"outputs": (output,)})
+
+    (content / "labels.txt").write_text("".join(f"class {number}\n" for number in range(labels)))
+    if fits:
+        version = publish_form(repository, "toy", content, inspect)
+        assert len(repository.get("toy", version.version).labels) == labels
+        return
+    with pytest.raises(PackageError, match=f"there are {labels} labels, but the model has {outputs} outputs"):
+        publish_form(repository, "toy", content, inspect)
+    assert not left_behind(repository)
+
+
+def test_a_package_with_other_labels_than_outputs_is_refused(repository, tmp_path, onnx_package):
+    made = tmp_path / "made"
+    made.mkdir()
+    shutil.copy(onnx_package.model_path, made / "model.onnx")
+    write_package(
+        made,
+        name="toy",
+        framework="torch",
+        model_format="onnx",
+        signature=signature(),
+        labels=["a", "b", "c"],
+    )
+    members = [member(f"toy/{path.name}", path.read_bytes()) for path in made.iterdir()]
+    with pytest.raises(PackageError, match="3 labels, but the model has 1 output"):
+        publish_bundle(repository, write_tar(tmp_path / "b", *members), LIMIT, inspect_model)
+    assert not left_behind(repository)
 
 
 def test_a_form_without_name_takes_that_of_its_params(repository, content):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -17,6 +18,7 @@ from mlaas_ray.core.errors import (
     ModelMissingError,
     PackageError,
     RepositoryError,
+    RepositoryFullError,
     VersionMissingError,
 )
 from mlaas_ray.core.package import ModelPackage, Signature, Tensor, write_package
@@ -438,6 +440,91 @@ class TestSeveralProcesses:
         with pytest.raises(ModelMissingError):
             repository.get("ttH")
         assert repository.publish(package) == ModelVersion("ttH", 1)
+        assert [path.name[:7] for path in repository.sweep()] == [".draft-"]
+        assert not any(path.name.startswith(".draft-") for path in repository.root.iterdir())
+        assert repository.list() == [ModelVersion("ttH", 1)]
+        repository.get("ttH").check()
+
+    def test_what_others_publish_meanwhile_is_not_swept(
+        self, repository: Repository, make: Callable[..., ModelPackage]
+    ) -> None:
+        def fill_and_sweep(folder: Path) -> None:
+            assert repository.sweep() == []
+            fill(folder)
+
+        assert repository.add("ttH", fill_and_sweep) == ModelVersion("ttH", 1)
+
+    def test_what_an_older_release_or_a_killed_delete_left_is_swept(self, repository: Repository) -> None:
+        repository.add("ttH", fill)
+        repository.set_alias("ttH", "production")
+        left = [repository.root / name for name in (".incoming-1", ".deleting-2/lib", ".aliases/ttH/.x-3")]
+        for folder in left:
+            folder.mkdir(parents=True)
+        left[2].rmdir()
+        left[2].write_text("1\n")
+        assert repository.sweep() == [repository.root / ".deleting-2"]
+        for path in (left[0], left[2]):  # these may be of a process that lives
+            os.utime(path, (time.time() - 100_000,) * 2)
+        assert set(repository.sweep()) == {left[0], left[2]}
+        assert repository.aliases("ttH") == {"production": 1}
+        assert repository.list() == [ModelVersion("ttH", 1)]
+
+
+class TestDisks:
+    """What a disk refuses is said by its cause."""
+
+    def test_a_full_disk_is_told_and_leaves_nothing(self, small_disk: Path) -> None:
+        repository = Repository(small_disk / "models")
+        repository.add("ttH", fill)
+        taken = shutil.disk_usage(small_disk).free - 200_000
+        (small_disk / "junk").write_bytes(bytes(taken))
+
+        def fill_up(folder: Path) -> None:
+            (folder / "weights").write_bytes(bytes(1_000_000))
+
+        with pytest.raises(RepositoryFullError, match=r"No space left on device\. Free some space"):
+            repository.add("ttH", fill_up)
+        source = small_disk.parent / "source"
+        source.mkdir()
+        (source / "weights").write_bytes(bytes(1_000_000))
+        with pytest.raises(RepositoryFullError, match="No space left on device"):
+            repository.add("ttH", lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True))
+        assert sorted(os.listdir(repository.root)) == [".numbers", "ttH"]
+        # there is a way out
+        (small_disk / "junk").unlink()
+        (small_disk / "junk").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        assert repository.delete("ttH") == [ModelVersion("ttH", 1)]
+
+    def test_a_read_only_folder_is_told(self, read_only: Path) -> None:
+        with pytest.raises(RepositoryError, match=r"Read-only file system\. Mount it"):
+            Repository(read_only / "models").add("ttH", fill)
+        assert Repository(read_only).sweep() == []
+
+    def test_a_link_that_leads_nowhere_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "models").symlink_to(tmp_path / "gone")
+        with pytest.raises(RepositoryError, match=r"is a link that leads nowhere\. Make the folder"):
+            Repository(tmp_path / "models").add("ttH", fill)
+
+    def test_a_repository_may_be_a_link_and_a_model_of_it_not_to_another_disk(
+        self, tmp_path: Path, small_disk: Path
+    ) -> None:
+        (small_disk / "real").mkdir()
+        (tmp_path / "models").symlink_to(small_disk / "real")
+        repository = Repository(tmp_path / "models")
+        assert repository.add("ttH", fill) == ModelVersion("ttH", 1)
+        assert repository.delete("ttH") == [ModelVersion("ttH", 1)]
+        (tmp_path / "other").mkdir()
+        (small_disk / "real" / "far").symlink_to(tmp_path / "other")
+        with pytest.raises(RepositoryError, match=r"ross-device link\. Link the repository as a whole"):
+            repository.add("far", fill)
+
+    def test_a_version_that_is_a_link_is_deleted_as_one(self, repository: Repository, tmp_path: Path) -> None:
+        repository.add("ttH", fill)
+        (tmp_path / "kept").mkdir()
+        (repository.root / "ttH" / "2").symlink_to(tmp_path / "kept")
+        assert repository.delete("ttH", 2) == [ModelVersion("ttH", 2)]
+        assert (tmp_path / "kept").is_dir()
+        assert not list(repository.root.glob(".deleting-*"))
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_a_remedy(
