@@ -137,7 +137,7 @@ def job(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("victim", "failures"), [("reader", 0), ("store", 0)])
+@pytest.mark.parametrize(("victim", "failures"), [("reader", 0), ("store", 0), ("trainer", 2)])
 def test_every_event_once_an_epoch_although_a_node_dies(
     victim: str, failures: int, job: Path, tmp_path: Path
 ) -> None:
