@@ -4,7 +4,8 @@
 
     <package>/
       package.json     schema, name, framework, task, model format, time, checksum and size of every file
-      signature.json   named inputs and outputs: dtype, shape (null where any size will do)
+      signature.json   named inputs and outputs, the served one first: dtype, shape (null where any size will
+                       do), class names where the model file has them
       task.json        Task: what the model answers (absent in a model that came from elsewhere)
       labels.json      class names, in the order of the outputs
       features.json    FeatureSpec (absent in a model that came from elsewhere)

@@ -288,7 +288,7 @@ def carrier(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
 
 
 def fit(values: npt.NDArray[Any], dtype: np.dtype[Any], spec: FeatureSpec | None = None) -> npt.NDArray[Any]:
-    """Return rows in the type that a model takes, which only rounds floating-point numbers.
+    """Return rows in the type that a model takes; only floating-point numbers are rounded.
 
     Args:
         values: ``(events, features)`` of any type of numbers.
@@ -296,7 +296,8 @@ def fit(values: npt.NDArray[Any], dtype: np.dtype[Any], spec: FeatureSpec | None
         spec: The columns' names.
 
     Returns:
-        ``(events, features)``, in order and aligned in memory, as not every runtime needs but some do.
+        ``(events, features)``, contiguous and aligned: values within a body may lie at any address, which not
+        every runtime takes.
 
     Raises:
         EventError: Naming the first value that the type cannot hold.
