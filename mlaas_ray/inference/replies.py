@@ -90,10 +90,7 @@ def error_reply(error: Exception, request: Request) -> Response:
             text = _SENTENCES.get(kind) or without_paths(str(error))
             if status in (500, 507):
                 logger.error("%s %s: %s", request.method, request.url.path, error)
-            # What the client is still sending is not read.
-            early = {"Connection": "close"} if status in (403, 408, 413, 415) else {}
-            later = {"Retry-After": "1"} if status == 503 else {}
-            return _refusal(text, status, early | later)
+            return _refusal(text, status)
     if isinstance(error, ClientDisconnect):
         return _refusal("the client went away", 499)
     number = request.headers.get("x-request-id") or uuid.uuid4().hex
@@ -120,4 +117,7 @@ def _http_reason(error: HTTPException, request: Request) -> str:
 
 
 def _refusal(text: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    return json_reply({"error": text}, status, headers)
+    # What the client is still sending is not read.
+    early = {"Connection": "close"} if status in (403, 408, 413, 415, 507) else {}
+    later = {"Retry-After": "1"} if status == 503 else {}
+    return json_reply({"error": text}, status, (headers or {}) | early | later)

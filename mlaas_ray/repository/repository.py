@@ -331,8 +331,13 @@ class Repository:
         told = re.search(r"\[Errno (\d+)\]", str(error))
         number = error.errno or (int(told[1]) if told else 0)
         kind = RepositoryFullError if number in _FULL else RepositoryError
+        what = f"write to the repository {self.root}"
+        # a copy has two
+        files = [str(file) for file in (error.filename, error.filename2) if file is not None]
+        if files and not any(Path(file).is_relative_to(self.root) for file in files):
+            what = f"read or write {files[0]}"
         return kind(
-            f"cannot write to the repository {self.root}: {os.strerror(number) if number else error}",
+            f"cannot {what}: {os.strerror(number) if number else error}",
             _REMEDIES.get(number, "Check the folder's rights and free space"),
         )
 

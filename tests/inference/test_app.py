@@ -69,6 +69,7 @@ IN_WORDS = {
     "repository": "`MLAAS_REPOSITORY`, else `models`",
     "memory_mb": "a quarter of the machine's",
     "address": "none",
+    "allowed_hosts": "none",
 }
 
 

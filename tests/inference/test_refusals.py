@@ -128,6 +128,7 @@ def test_what_the_machine_refuses_is_told_by_its_cause(face, number, status):
     reply = face.post("/json", json=ROW)
     assert reply.status_code == status
     assert os.strerror(number) in said(reply)
+    assert ("retry-after" in reply.headers) == (status == 503)
     assert "secret" not in reply.text
 
 

@@ -495,6 +495,12 @@ class TestDisks:
         (small_disk / "junk").write_bytes(bytes(shutil.disk_usage(small_disk).free))
         assert repository.delete("ttH") == [ModelVersion("ttH", 1)]
 
+    def test_a_file_elsewhere_is_not_taken_for_the_repository(
+        self, repository: Repository, read_only: Path
+    ) -> None:
+        with pytest.raises(RepositoryError, match=r"cannot read or write .*closed/x: Read-only file system"):
+            repository.add("ttH", lambda _: (read_only / "x").write_text("made for the package"))
+
     def test_a_read_only_folder_is_told(self, read_only: Path) -> None:
         with pytest.raises(RepositoryError, match=r"Read-only file system\. Mount it"):
             Repository(read_only / "models").add("ttH", fill)
