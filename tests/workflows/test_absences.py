@@ -166,7 +166,7 @@ def test_an_epoch_waits_for_its_server(
         total = one["total"]
         assert total["read"] == (events if one["reading"] == "train" else 6_000 - events)
         assert total["read"] + total["cut"] + total["elsewhere"] == total["planned"]
-    # in training, or in judging; XRootD itself gives a connection that stands still some 30 s
     assert metrics["time"]["waiting"] + metrics["time"]["judging"] > seconds / 2
-    if trouble == "killed":
+    # XRootD itself gives a connection that stands still some 30 s
+    if trouble == "killed" or seconds > 60:
         assert [one["over"] for one in record["absences"]] == [True]
