@@ -20,7 +20,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.load_profile("here")
 
 # fixtures xrootd_server; xrootd_federation; served and the tiny models it serves
 pytest_plugins = ["tests.xrootd_server", "tests.xrootd_federation", "tests.serving"]

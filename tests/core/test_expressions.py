@@ -326,7 +326,7 @@ ORACLES: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
 }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(objects=OBJECTS)
 def test_any_events_give_what_awkward_gives(objects: list[list[tuple[float, int, bool]]]) -> None:
     counts = [len(event) for event in objects]

@@ -6,7 +6,7 @@ from typing import Any
 import awkward as ak
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlaas_ray.core.columns import Columns, Jagged, Kind, from_awkward, to_awkward
@@ -144,7 +144,6 @@ MANY = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(sent=MANY, ascending=st.booleans(), dtype=st.sampled_from(["f4", ">f4", "f8"]))
 def test_any_events_are_prepared_as_one_would_do_it_event_by_event(
     sent: list[Any], ascending: bool, dtype: str

@@ -171,7 +171,7 @@ def test_what_has_no_value_is_a_condition_or_position_that_is_missing(
 FLOATS = st.floats(-100, 100, width=32)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     sent=st.lists(
         st.tuples(FLOATS, FLOATS, st.lists(st.tuples(FLOATS, FLOATS, FLOATS), max_size=5)),

@@ -812,7 +812,7 @@ def asked(serving: Serving, segments: Sequence[bytes], count: int) -> list[tuple
         return [(reply.status, reply.body) for reply in (client.reply() for _ in range(count))]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(REQUESTS, min_size=1, max_size=6), st.data())
 def test_any_requests_in_any_pieces_are_answered_as_one_by_one_without_the_protocol(both, requests, data):
     served, plain = both

@@ -100,7 +100,7 @@ def bodies(draw):
     return draw(SPACE) + "{" + ",".join(pairs) + "}" + draw(SPACE) + draw(st.sampled_from(["", "", "", "x"]))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(
     bodies(),
     st.lists(NUMBERS, min_size=1, max_size=3),
@@ -114,7 +114,7 @@ def test_a_row_is_read_as_if_nothing_were_remembered(body, before, after):
         assert read_row(text) == plainly(text), text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(STRING.filter(lambda text: "\\" not in text), max_size=3),
     st.lists(st.lists(st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False), st.integers()))),
@@ -189,7 +189,7 @@ def same_keys(draw, value):
     return keys, draw(st.lists(row, min_size=1, max_size=5))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(same_keys(st.none() | NUMBER))
 def test_rows_are_placed_alike_together_alone_and_in_general(table):
     keys, values = table
@@ -214,7 +214,7 @@ def test_rows_are_placed_alike_together_alone_and_in_general(table):
             np.testing.assert_array_equal(general, together[None])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(same_keys(st.floats(width=32)))
 def test_numbers_are_placed_as_json_is(table):
     keys, values = table

@@ -98,7 +98,7 @@ def as_floats(array: ak.Array) -> ak.Array:
     return ak.transform(convert, array)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     branches=branches,

@@ -43,7 +43,7 @@ def random_bits(random: np.random.Generator, shape: Any, dtype: str) -> np.ndarr
     return np.frombuffer(random.bytes(count * kind.itemsize), kind).reshape(shape)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     events=st.sampled_from([0, 1, 7, 256, 257, 900]),

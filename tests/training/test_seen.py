@@ -25,7 +25,7 @@ def every(sizes: list[int]) -> Places:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(0, 2**32 - 1), st.integers(1, 4))
 def test_what_was_not_seen_is_what_no_rank_was_given(sizes: list[int], seed: int, ranks: int) -> None:
     everything = every(sizes)
