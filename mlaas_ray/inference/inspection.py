@@ -21,9 +21,11 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import mmap
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,6 +48,13 @@ UNFINISHED = "the process that tried it ended, or took too long"
 # Part of every key: raise it when examining changes.
 VERSION = 2
 MOST_ENTRIES = 200
+# What the process that tries a model may take: bytes, and for each byte of the model so many more. TensorFlow
+# alone takes 0.8 GB; the reference and its conversions hold some copies of the weights.
+OWN_BYTES, COPIES = 2 << 30, 8
+# Its CPU time, as a share of the longest wait: one that computes without end does not wait.
+CPU_SHARE = 0.5
+# As many models are tried at a time, by all processes of a user.
+AT_ONCE = 2
 _ABANDONED_S = 3600
 _DRAFT = ".new-"
 _SAMPLE = "sample.npz"
@@ -112,7 +121,8 @@ def examine_apart(
             with contextlib.suppress(OSError):
                 os.utime(entry)
             return known, entry
-        with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=cache) as folder:
+        slot = cache / "locks" / f"slot-{int(key, 16) % AT_ONCE}"
+        with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=cache) as folder, _one_at_a_time(slot):
             draft = Path(folder) / "entry"
             draft.mkdir()
             examination = _examine(path, model_format, threads, timeout_s, draft)
@@ -140,6 +150,9 @@ def _examine(
     """Run the program that examines, and read what it left."""
     command = [sys.executable, "-m", "mlaas_ray.inference.tuning", str(path), model_format, str(folder)]
     command += ["--threads", str(threads), "--parent", str(os.getpid())]
+    room = OWN_BYTES + COPIES * sum(file.stat().st_size for file in _files(path, model_format).values())
+    cpu_s = max(1, math.ceil(CPU_SHARE * timeout_s))
+    command += ["--memory-bytes", str(room), "--cpu-s", str(cpu_s)]
     sample = path.parent / _SAMPLE
     if sample.is_file():
         command += ["--samples", str(sample)]
@@ -172,9 +185,14 @@ def _examine(
         _log.warning("%s: examining it ended with %s: %s", path, "a time-out" if late else status, last)
     if found is not None:
         return found
+    if status == -signal.SIGXCPU:
+        raise ModelError(f"the model did not answer within {cpu_s} s of CPU time", "Use a smaller model")
     if late:
         raise ModelError(f"the model did not load and answer within {timeout_s:g} s", "Use a smaller model")
-    raise ModelError("the model ends the process that loads it", "Export the model again")
+    raise ModelError(
+        f"the model ends the process that loads it, which may take {room >> 20} MiB of memory",
+        "Export the model again, or use a smaller one",
+    )
 
 
 def _read(entry: Path) -> Examination | None:
@@ -261,7 +279,7 @@ def _own_cache(_process: int) -> Path:
 
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait for whoever examines the same model now: two at a time would do the work twice."""
+    """Wait for whoever examines the same model now, which would do the work twice, or has its slot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as lock:
         # some network file systems know no locks: the work is then done twice

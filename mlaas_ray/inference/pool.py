@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,10 +28,12 @@ import psutil
 
 from mlaas_ray.core.errors import MlaasError, ModelError, ModelMissingError
 from mlaas_ray.core.flatten import Rows
+from mlaas_ray.inference.busy import BusyError
 from mlaas_ray.inference.predictions import first_line
 from mlaas_ray.inference.runtimes import Predictions, Runtime, load_runtime, predict
 from mlaas_ray.inference.settings import MEBIBYTE, ServiceSettings
 from mlaas_ray.inference.shipment import ModelKey, ModelRows, Outcome
+from mlaas_ray.inference.threads import LOOKUPS
 from mlaas_ray.repository import Repository
 
 logger = logging.getLogger("ray.serve")
@@ -43,6 +45,9 @@ AT_ONCE_S = 0.0005
 STRETCH_S = 0.002
 # A model keeps its lock no longer than for as many rows.
 PART_ROWS = 4096
+# How often (seconds) it is looked whether models in memory are still wanted; and how long a version that is
+# neither the newest of its name nor has an alias stays after its last use.
+TIDY_S, UNUSED_S = 2.0, 30.0
 PATIENT_THREADS = 8
 # Those who are waited for by many at a time come first where threads compete for a CPU.
 PATIENT_NICENESS = 10
@@ -56,11 +61,13 @@ class Loaded:
         runtime: It.
         bytes: What it takes, about.
         lock: Held by who runs it: a runtime answers one call at a time.
+        used: When it was asked for last, on the clock of ``time.monotonic``.
     """
 
     runtime: Runtime
     bytes: int
     lock: threading.Lock = field(default_factory=threading.Lock)
+    used: float = field(default_factory=time.monotonic)
 
     def seconds(self, rows: int) -> float:
         """Return what a call was measured to take at most; infinity where that is not known."""
@@ -100,6 +107,7 @@ class ModelPool:
         self._load = load
         self._models: OrderedDict[ModelKey, Loaded] = OrderedDict()
         self._loading: dict[ModelKey, asyncio.Task[Loaded]] = {}
+        self._tidying: asyncio.Task[None] | None = None
         # Off the event loop: a slow model must not keep the process from answering its health checks.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._quick = ThreadPoolExecutor(1, thread_name_prefix="quick")
@@ -181,6 +189,7 @@ class ModelPool:
         loaded = self._models.get(key)
         if loaded is not None:
             self._models.move_to_end(key)
+            loaded.used = time.monotonic()
         return loaded
 
     async def _get(self, key: ModelKey) -> Loaded:
@@ -201,6 +210,8 @@ class ModelPool:
     async def _bring(self, key: ModelKey) -> Loaded:
         loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self._open, key)
         self._models[key] = loaded
+        if self._tidying is None or self._tidying.done():
+            self._tidying = asyncio.create_task(self._tidy())
         await self._make_room(key)
         return loaded
 
@@ -213,12 +224,47 @@ class ModelPool:
     async def _make_room(self, newest: ModelKey) -> None:
         """Drop what was not used for longest; who still runs it keeps it until then."""
         dropped = []
-        while len(self._models) > 1 and self.bytes > self._budget:
-            key = next(key for key in self._models if key != newest)
-            dropped.append(str(key))
-            del self._models[key]
+        room = self._budget - self.bytes
+        for key, loaded in self._models.items():
+            if room >= 0:
+                break
+            if key != newest:
+                dropped.append(key)
+                room += loaded.bytes
+        await self._drop(dropped, f"made room for {newest}")
+
+    async def _tidy(self) -> None:
+        """Drop what is no longer wanted, for as long as there are models."""
+        while self._models:
+            await asyncio.sleep(TIDY_S)
+            since = time.monotonic() - UNUSED_S
+            unused = {key: loaded.used < since for key, loaded in self._models.items()}
+            try:
+                unwanted = await LOOKUPS.run(self._unwanted, unused)
+            except BusyError:  # of that, the next time
+                continue
+            await self._drop(unwanted, "left memory: deleted, or replaced and unused")
+
+    def _unwanted(self, unused: Mapping[ModelKey, bool]) -> list[ModelKey]:
+        """Return which of these models are deleted or, unless they are used, replaced."""
+        found = []
+        for key, idle in unused.items():
+            with suppress(OSError):  # a repository that cannot be read now
+                try:
+                    wanted = self._repository.get(key.name, key.version).digest == key.digest
+                    if wanted and idle:
+                        kept = {self._repository.latest(key.name).version}
+                        wanted = key.version in kept | set(self._repository.aliases(key.name).values())
+                except MlaasError:  # it is not there, or damaged
+                    wanted = False
+                if not wanted:
+                    found.append(key)
+        return found
+
+    async def _drop(self, keys: Sequence[ModelKey], why: str) -> None:
+        dropped = [str(key) for key in keys if self._models.pop(key, None) is not None]
         if dropped:
-            logger.info("%s made room for %s", ", ".join(dropped), newest)
+            logger.info("%s %s", ", ".join(dropped), why)
             await asyncio.get_running_loop().run_in_executor(self._loader, _give_back)
 
     def _open(self, key: ModelKey) -> Loaded:

@@ -176,6 +176,8 @@ class Routes:
                         return current
                     known = seen if entry.key in self._prepared else None
                     self._routes[text] = route = _Route(entry, folders, known)
+                    # the versions before may leave memory
+                    self._prepared &= {each.entry.key for each in self._routes.values()}
                     if first is not None:  # a better one is tried again
                         asyncio.get_running_loop().call_later(RETRY_S, _doubt, route)
                     return entry

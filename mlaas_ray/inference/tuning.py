@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import resource
 import signal
 import sys
 import time
@@ -232,9 +233,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--samples", type=Path)
     parser.add_argument("--parent", type=int, help="process with which this one ends")
+    parser.add_argument("--memory-bytes", type=int, help="what this process may take")
+    parser.add_argument("--cpu-s", type=int, help="likewise, of CPU time")
     options = parser.parse_args(arguments)
     if options.parent is not None:
         _end_with(options.parent)
+    for kind, most in ((resource.RLIMIT_DATA, options.memory_bytes), (resource.RLIMIT_CPU, options.cpu_s)):
+        if most is not None:
+            resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
     try:
         examine(options.path, options.format, options.threads, _samples(options.samples), options.folder)
     except MlaasError as error:

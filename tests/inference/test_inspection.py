@@ -3,6 +3,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
 
 from mlaas_ray.core.errors import ModelError
@@ -124,3 +125,32 @@ def test_numerical_libraries_take_the_threads_they_are_given():
     variables = thread_environment(3)
     assert variables["OMP_NUM_THREADS"] == variables["TF_NUM_INTRAOP_THREADS"] == "3"
     assert variables["TF_NUM_INTEROP_THREADS"] == "1"
+
+
+def write_graph(path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\n{text}'), path)
+
+
+def test_a_model_gets_only_so_much_memory_to_be_tried(tmp_path):
+    text = """g (float[b,3] x) => (float[b,3] y) <int64[1] s = {4000000000}> {
+        c = ConstantOfShape(s)
+        r = ReduceSum<keepdims: int = 0>(c)
+        y = Add(x, r)
+    }"""
+    write_graph(tmp_path / "huge" / "model.onnx", text)
+    with pytest.raises(ModelError) as caught:
+        inspect_apart(tmp_path / "huge" / "model.onnx", "onnx", 60)
+    assert "memory" in str(caught.value) or "allocate" in str(caught.value)
+
+
+def test_a_model_that_computes_without_end_is_refused_by_its_cpu_time(tmp_path):
+    text = """g (float[b,3] x) => (float[b,3] y) <bool t = {1}> {
+        y = Loop("", t, x) <body = b (int64 i, bool c, float[] v) => (bool co, float[] vo) {
+            co = Identity(c)
+            vo = Identity(v)
+        }>
+    }"""
+    write_graph(tmp_path / "loop" / "model.onnx", text)
+    with pytest.raises(ModelError, match="did not answer within 4 s of CPU time"):
+        inspect_apart(tmp_path / "loop" / "model.onnx", "onnx", 8)

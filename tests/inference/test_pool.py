@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from mlaas_ray.core.errors import ModelError, ModelMissingError, PackageError
-from mlaas_ray.core.package import MANIFEST
+from mlaas_ray.core.package import MANIFEST, write_package
+from mlaas_ray.inference import pool as room
 from mlaas_ray.inference.onnx_runtime import OnnxRuntime
 from mlaas_ray.inference.pool import PART_ROWS, ModelPool
 from mlaas_ray.inference.shipment import ModelKey
@@ -432,5 +433,56 @@ def test_many_rows_answer_as_they_would_in_one_piece(pool, key):
             await pool.prepare(key("a"))
             (outcome,) = await pool.run([(key("a"), rows)], patient=patient)
             np.testing.assert_allclose(outcome.answer, expected(rows), rtol=1e-4, atol=1e-6)
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_deleted_and_replaced_versions_leave_memory(pool, key, repository, monkeypatch):
+    monkeypatch.setattr(room, "TIDY_S", 0.05)
+    freed = []
+    monkeypatch.setattr(room, "_give_back", lambda: freed.append(1))
+
+    async def main():
+        for name in ("a", "b", "c"):
+            await pool.prepare(key(name))
+        repository.delete("b")
+        (repository.root / "c" / "1" / MANIFEST).write_text("{}")  # another package under the same number
+        await until(lambda: [key.name for key in pool.loaded()] == ["a"])
+        await until(lambda: bool(freed))
+
+    asyncio.run(main())
+
+
+def test_an_older_version_stays_while_it_is_used_or_has_an_alias(
+    pool, key, repository, onnx_package, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(room, "TIDY_S", 0.05)
+    monkeypatch.setattr(room, "UNUSED_S", 0.3)
+    for number in (2, 3):  # the same package again would be the same version
+        other = tmp_path / str(number)
+        other.mkdir()
+        shutil.copy(onnx_package.model_path, other)
+        options = {"name": "a", "framework": "torch", "model_format": "onnx", "signature": signature()}
+        package = write_package(other, **options, metrics={"number": number})
+        assert repository.publish(package).version == number
+    repository.set_alias("a", "kept", 1)
+
+    async def main():
+        for version in (1, 2, 3):
+            await pool.prepare(key("a", version))
+        for _ in range(20):
+            await pool.run([(key("a", 2), ROW)], patient=False)
+            await asyncio.sleep(0.05)
+        assert sorted(key.version for key in pool.loaded()) == [1, 2, 3]
+        await until(lambda: sorted(key.version for key in pool.loaded()) == [1, 3])
+        # whoever asks for it has it again
+        (outcome,) = await pool.run([(key("a", 2), ROW)], patient=True)
+        np.testing.assert_allclose(outcome.answer, expected(ROW), rtol=1e-6)
 
     asyncio.run(main())
