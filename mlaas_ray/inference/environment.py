@@ -181,14 +181,21 @@ def preferred(present: Mapping[str, str]) -> dict[str, str]:
 _GUARD = """#!/bin/sh
 # HAProxy, and Ray's agents for half a minute, would outlive a service that is killed.
 read -r _
-for process in /proc/[0-9]*; do
-  pid=${process#/proc/}
-  [ "$pid" = $$ ] && continue
-  # HAProxy is told by its command line, Ray's processes, which change theirs, by their log files.
-  if tr '\\0' '\\n' 2>/dev/null <"$process/cmdline" | grep -q "^$1/" ||
-    ls -l "$process/fd" 2>/dev/null | grep -q "/session_[^/]*_$2/"; then
-    kill -KILL "$pid" 2>/dev/null
-  fi
+# Some of them start others meanwhile: until none was there twice.
+none=0
+while [ $none -lt 2 ]; do
+  none=$((none + 1))
+  for process in /proc/[0-9]*; do
+    pid=${process#/proc/}
+    [ "$pid" = $$ ] && continue
+    # HAProxy is told by its command line, Ray's processes, which change theirs, by their log files.
+    if tr '\\0' '\\n' 2>/dev/null <"$process/cmdline" | grep -q "^$1/" ||
+      ls -l "$process/fd" 2>/dev/null | grep -q "/session_[^/]*_$2/"; then
+      kill -KILL "$pid" 2>/dev/null
+      none=0
+    fi
+  done
+  sleep 0.2
 done
 rm -rf "$1"
 """

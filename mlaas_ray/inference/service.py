@@ -98,7 +98,7 @@ def running_service(settings: ServiceSettings, *, keep: bool = False) -> Iterato
 
 
 def serve_until_stopped(settings: ServiceSettings, ready: Callable[[Service], object]) -> None:
-    """Run a service in this process until SIGINT or SIGTERM; for the main thread.
+    """Run a service in this process until SIGINT, SIGTERM or SIGHUP; for the main thread.
 
     Args:
         settings: What to serve, and where.
@@ -320,12 +320,15 @@ def _catch_signals() -> None:
         raise KeyboardInterrupt
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
+    # The terminal has gone. Whom nohup started does not mind.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, interrupt)
 
 
 def _ignore_signals() -> None:
     """Let a stop that has begun come to its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _started(process: subprocess.Popen[bytes], log: IO[bytes]) -> Service:
