@@ -24,9 +24,11 @@ def open_bundle(path: Path, name: str | None = None) -> Iterator[IO[bytes]]:
         name: Its name; the package's, folder's or file's own when it is not given. A bundle has it inside.
 
     Raises:
-        PackageError: When it is none of these.
+        PackageError: When it is none of these, or a bundle is to have another name.
     """
     if path.is_file() and path.name.endswith((".tar", ".tar.gz", ".tgz")):
+        if name:
+            raise PackageError(f"{path} has its model's name inside", "Leave the name out, or unpack it")
         with path.open("rb") as file:
             yield file
         return

@@ -36,6 +36,12 @@ FIRST_PORT, LAST_PORT, PORTS_A_SERVICE = 20000, 32500, 100
 # Above the ports of outgoing connections, which end at 60999.
 QUIET_PORTS = (61000, 65500)
 
+# Connections that HAProxy keeps, and of these from one address; who opens them need send nothing. A request's
+# head must come within the time (seconds), and who sends or takes nothing for longer than a prediction or the
+# check of an upload may take has gone.
+CONNECTIONS, FROM_ONE_ADDRESS = 16_000, 4_000
+HEAD_S, SILENT_S = 10, 300
+
 _FOLDER, _OWNER = "mlaas-service-", "owner"
 # Room that HAProxy needs after the folder for its sockets' names: <folder>/<node id>/metrics.sock.<pid>.tmp
 _SOCKET_PATH_LIMIT = 107 - 56 - len("//metrics.sock.4194304.tmp")
@@ -80,6 +86,8 @@ def environment(settings: ServiceSettings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[0]),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[1]),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(CONNECTIONS),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(SILENT_S),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + PORTS_A_SERVICE),
         # A row of 42 values is small, but many rows at once are not: gRPC's own limit is 4 MiB.
@@ -97,10 +105,11 @@ def environment(settings: ServiceSettings, folder: Path) -> dict[str, str]:
 
 # Serve writes HAProxy's configuration and runs its binary, with that, at each change of replicas.
 _LAUNCHER = """#!/bin/sh
-# Statistics are nobody's business on the network; the service listens where its user wants it to.
+# Statistics are nobody's business on the network; the service listens where its user wants it to, and no
+# longer to who keeps it waiting.
 for file; do
   case $file in
-    *.cfg) sed -i {rules} "$file" ;;
+    *.cfg) grep -q sc0_conn_cur "$file" || sed -i {rules} "$file" ;;
   esac
 done
 exec {binary} "$@"
@@ -115,7 +124,16 @@ def _launcher(settings: ServiceSettings, folder: Path, ports: list[int]) -> Path
     """
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     rules = [rf"s/^\( *bind \)\*\{{0,1\}}:{port}$/\1{LOOPBACK}:{port}/" for port in ports]
-    rules.append(rf"s/^\( *bind \){re.escape(LOOPBACK)}:{settings.port}$/\1{host}:{settings.port}/")
+    bounds = (
+        f"timeout http-request {HEAD_S}s",
+        "stick-table type ipv6 size 100k expire 1m store conn_cur",
+        "tcp-request connection track-sc0 src",
+        f"tcp-request connection reject if {{ sc0_conn_cur gt {FROM_ONE_ADDRESS} }}",
+    )
+    opened = r"\n    ".join((f"{host}:{settings.port}", *bounds))
+    rules.append(rf"s/^\( *bind \){re.escape(LOOPBACK)}:{settings.port}$/\1{opened}/")
+    # an idle connection is one file, one with a request two
+    rules.append(r"s/^global$/global\n    no strict-limits/")
     file = folder / "haproxy"
     file.write_text(
         _LAUNCHER.format(

@@ -92,7 +92,9 @@ def test_models_of_every_kind_are_uploaded_described_and_deleted(
         path = tmp_path / "up-tar.tar.gz"
         run = ["tar", "czf", str(path), "-C", str(onnx_file.parent.parent), onnx_file.parent.name]
         subprocess.run(run, check=True, timeout=240)
-    name, version = client.upload(path, f"up-{kind}")
+        with pytest.raises(PackageError, match="has its model's name inside"):
+            client.upload(path, "other")
+    name, version = client.upload(path, None if kind == "tar" else f"up-{kind}")
     try:
         assert name == (onnx_file.parent.name if kind == "tar" else f"up-{kind}")
         assert version == 1
