@@ -234,7 +234,7 @@ def test_a_model_has_replicas_of_its_own_from_none_to_some_and_back(service):
         assert http.put("/deployments/toy", json={"replicas": "4:2"}).status_code == 400
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_replicas_of_a_models_own_are_there_again_after_a_restart(onnx_package, tmp_path):
     repository = Repository(tmp_path / "models")
     repository.publish(onnx_package)
