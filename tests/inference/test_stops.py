@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,4 +87,4 @@ def test_whenever_a_start_is_ended_nothing_is_left(onnx_package, tmp_path):
             start.process.send_signal(SIGNALS[moment % len(SIGNALS)])
             start.ended()
     finally:
-        temporary.rmdir()
+        shutil.rmtree(temporary)  # with the logs of Ray
