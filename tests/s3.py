@@ -30,5 +30,8 @@ def running_s3(bucket: str) -> Iterator[str]:
         system.clear_instance_cache()
         system().mkdir(bucket)
         yield f"s3://{bucket}"
+        # the next server of this process would have it, too
+        system.clear_instance_cache()
+        system().rm(bucket, recursive=True)
         server.stop()
         system.clear_instance_cache()

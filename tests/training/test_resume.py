@@ -104,6 +104,8 @@ class Threads(Group):
     def sum(self, values: Any) -> Any:
         return np.sum(self.gather_objects(values), axis=0, dtype=np.float32)
 
+    def leave(self) -> None: ...
+
 
 def outcome(framework: str, deaths: Collection[int], ranks: int, settings: dict[str, Any]) -> Any:
     """Train, and go on after each death; return what the epochs came to, and answers at the end."""
@@ -158,7 +160,7 @@ def outcome(framework: str, deaths: Collection[int], ranks: int, settings: dict[
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.multiple(loop, Group=mock.Mock(joined=lambda: group.own)),
+        mock.patch.multiple(loop, Group=mock.Mock(joined=lambda _: group.own)),
         mock.patch.object(loop._Worker, "_finish", finish),
     ):  # the export takes seconds, and comes after all
         storage = Storage(Path(folder), deaths, ranks)

@@ -125,8 +125,8 @@ def test_five_ways_give_the_same_answer(
     package = packages[framework]
     assert package.lineage["job"]["framework"] == framework
     assert [Path(file["path"]).name for file in package.lineage["files"]] == [
-        "background.root",
         "signal.root",
+        "background.root",
     ]
     assert package.labels == ["background", "signal"]
     ways = dict(answers(package, service.url, framework, tmp_path))
