@@ -112,7 +112,7 @@ def service(packages: dict[str, ModelPackage], tmp_path_factory: pytest.TempPath
     for framework, package in packages.items():
         wish = f"publish={{name: {framework}, repository: {folder / 'shelf'}}}"
         assert str(publish(Job.load(EXAMPLES / f"toy-{framework}.yaml", [wish]), package)) == f"{framework}:1"
-        repository.publish(Repository(folder / "shelf").get(framework))
+        repository.publish(Repository(folder / "shelf").get(framework), framework)
     with running_service(ServiceSettings(repository=repository.root, port=free_port())) as running:
         yield running
 
