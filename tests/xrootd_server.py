@@ -53,7 +53,7 @@ def running_xrootd(export: Path, port: int | None = None) -> Iterator[tuple[str,
             f"oss.localroot /proc/self/fd/{folder}\nall.adminpath {state}\nall.pidpath {state}\n"
         )
         log = state / "log"
-        for _ in range(3):  # it crashes once in a thousand starts
+        for _ in range(3):  # it was seen to crash while it starts
             server = subprocess.Popen(
                 ["xrootd", "-c", str(config), "-l", str(log)],
                 cwd=state,
@@ -68,6 +68,8 @@ def running_xrootd(export: Path, port: int | None = None) -> Iterator[tuple[str,
             found = _port(server, log)
             if found is not None:
                 break
+        else:
+            pytest.fail("xrootd crashed three times while it started")
         yield f"root://127.0.0.1:{found}/", server
 
 

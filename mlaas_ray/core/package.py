@@ -197,6 +197,12 @@ class ModelPackage:
         """Where the model comes from."""
         return dict(self._parse("lineage.json", self._text("lineage.json") or "{}", dict))
 
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """What tells at a look whether another package lies here now: its manifest's inode, time, size."""
+        status = (self.path / MANIFEST).stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the manifest, and through its checksums of every file."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from mlaas_ray.core.errors import EventError, MlaasError, ModelMissingError, PackageError
 from mlaas_ray.core.features import FeatureSpec
-from mlaas_ray.core.package import MANIFEST, ModelPackage
+from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.inference.rows import FLOAT32
 from mlaas_ray.inference.shipment import ModelKey
 from mlaas_ray.repository import ModelVersion, Repository
@@ -104,9 +104,8 @@ class Catalog:
             PackageError: When the package is damaged.
         """
         package = self.repository.get(version.name, version.version)
-        # A package never changes; its manifest's identity tells it from one of the same name and number.
-        status = (package.path / MANIFEST).stat()
-        key = (version, status.st_ino, status.st_mtime_ns, status.st_size)
+        # A package never changes; its identity tells it from one of the same name and number.
+        key = (version, *package.identity)
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = _parse(version, package)

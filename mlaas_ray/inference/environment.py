@@ -86,15 +86,16 @@ def environment(settings: ServiceSettings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[0]),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[1]),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
-        "RAY_SERVE_HAPROXY_MAXCONN": str(CONNECTIONS),
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(SILENT_S),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block + PORTS_A_SERVICE),
         # A row of 42 values is small, but many rows at once are not: gRPC's own limit is 4 MiB.
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2 * settings.request_bytes + MEBIBYTE),
     }
-    threads = thread_environment(settings.threads)
-    own |= {name: os.environ.get(name, number) for name, number in threads.items()}
+    free = thread_environment(settings.threads) | {
+        "RAY_SERVE_HAPROXY_MAXCONN": str(CONNECTIONS),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(SILENT_S),
+    }
+    own |= {name: os.environ.get(name, number) for name, number in free.items()}
     if settings.address is None:
         own["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(_launcher(settings, folder, ports))
         own |= _authentication(folder, os.environ)

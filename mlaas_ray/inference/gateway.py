@@ -17,6 +17,7 @@ from mlaas_ray.core.flatten import Rows
 from mlaas_ray.core.held import sweep
 from mlaas_ray.inference import protocol
 from mlaas_ray.inference.autoscaling import ROWS
+from mlaas_ray.inference.busy import BusyError
 from mlaas_ray.inference.catalog import Catalog, Entry
 from mlaas_ray.inference.deployments import Deployments
 from mlaas_ray.inference.desk import Desk
@@ -30,7 +31,7 @@ from mlaas_ray.inference.routes import Routes
 from mlaas_ray.inference.runtimes import Predictions
 from mlaas_ray.inference.settings import ServiceSettings
 from mlaas_ray.inference.status import Status
-from mlaas_ray.inference.threads import LOOKUPS
+from mlaas_ray.inference.threads import FILES, LOOKUPS
 from mlaas_ray.inference.uploads import Inspect
 from mlaas_ray.repository import Repository
 
@@ -179,11 +180,11 @@ class Gateway:
         """Remove what killed uploads left, for as long as the gateway lives."""
         while True:
             try:
-                swept = await asyncio.to_thread(self._repository.sweep)
-                swept += await asyncio.to_thread(sweep, Path(tempfile.gettempdir()), UPLOAD_FOLDERS)
+                swept = await FILES.run(self._repository.sweep)
+                swept += await FILES.run(sweep, Path(tempfile.gettempdir()), UPLOAD_FOLDERS)
                 if swept:
                     logger.info("left by processes that were killed: %s", ", ".join(map(str, swept)))
-            except OSError as error:  # a repository may be for reading only
+            except (OSError, BusyError) as error:  # a repository may be for reading only
                 logger.info("nothing is swept: %s", error)
             await asyncio.sleep(SWEEP_S)
 

@@ -28,6 +28,7 @@ import psutil
 
 from mlaas_ray.core.errors import MlaasError, ModelError, ModelMissingError
 from mlaas_ray.core.flatten import Rows
+from mlaas_ray.core.package import ModelPackage
 from mlaas_ray.inference.busy import BusyError
 from mlaas_ray.inference.predictions import first_line
 from mlaas_ray.inference.runtimes import Predictions, Runtime, load_runtime, predict
@@ -58,14 +59,18 @@ class Loaded:
     """A model in memory.
 
     Attributes:
+        package: What it was loaded from.
         runtime: It.
         bytes: What it takes, about.
+        identity: The package's, when it was loaded.
         lock: Held by who runs it: a runtime answers one call at a time.
         used: When it was asked for last, on the clock of ``time.monotonic``.
     """
 
+    package: ModelPackage
     runtime: Runtime
     bytes: int
+    identity: tuple[int, ...]
     lock: threading.Lock = field(default_factory=threading.Lock)
     used: float = field(default_factory=time.monotonic)
 
@@ -237,29 +242,30 @@ class ModelPool:
         """Drop what is no longer wanted, for as long as there are models."""
         while self._models:
             await asyncio.sleep(TIDY_S)
-            since = time.monotonic() - UNUSED_S
-            unused = {key: loaded.used < since for key, loaded in self._models.items()}
             try:
-                unwanted = await LOOKUPS.run(self._unwanted, unused)
+                unwanted = await LOOKUPS.run(self._unwanted, dict(self._models))
             except BusyError:  # of that, the next time
                 continue
             await self._drop(unwanted, "left memory: deleted, or replaced and unused")
 
-    def _unwanted(self, unused: Mapping[ModelKey, bool]) -> list[ModelKey]:
+    def _unwanted(self, models: Mapping[ModelKey, Loaded]) -> list[ModelKey]:
         """Return which of these models are deleted or, unless they are used, replaced."""
+        since = time.monotonic() - UNUSED_S
         found = []
-        for key, idle in unused.items():
+        for key, loaded in models.items():
             with suppress(OSError):  # a repository that cannot be read now
                 try:
-                    wanted = self._repository.get(key.name, key.version).digest == key.digest
-                    if wanted and idle:
-                        kept = {self._repository.latest(key.name).version}
-                        wanted = key.version in kept | set(self._repository.aliases(key.name).values())
-                except MlaasError:  # it is not there, or damaged
-                    wanted = False
-                if not wanted:
+                    there = loaded.package.identity == loaded.identity
+                    if not (there and (loaded.used >= since or self._is_meant(key))):
+                        found.append(key)
+                except (FileNotFoundError, NotADirectoryError, MlaasError):
                     found.append(key)
         return found
+
+    def _is_meant(self, key: ModelKey) -> bool:
+        """Tell whether a name without a number may stand for a version."""
+        kept = {self._repository.latest(key.name).version}
+        return key.version in kept | set(self._repository.aliases(key.name).values())
 
     async def _drop(self, keys: Sequence[ModelKey], why: str) -> None:
         dropped = [str(key) for key in keys if self._models.pop(key, None) is not None]
@@ -271,11 +277,12 @@ class ModelPool:
         package = self._repository.get(key.name, key.version)
         if package.digest != key.digest:
             raise ModelMissingError(f"{key} was replaced meanwhile", "Ask again")
+        identity = package.identity
         before = psutil.Process().memory_info().rss
         runtime = self._load(package, self._threads, timeout_s=self._load_timeout_s)
         grown = psutil.Process().memory_info().rss - before
         size = sum(record.bytes for record in package.manifest.files.values())
-        return Loaded(runtime, max(grown, size))
+        return Loaded(package, runtime, max(grown, size), identity)
 
 
 def _run_all(calls: Sequence[tuple[Loaded, Rows]]) -> list[Outcome]:

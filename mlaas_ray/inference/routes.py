@@ -176,8 +176,8 @@ class Routes:
                         return current
                     known = seen if entry.key in self._prepared else None
                     self._routes[text] = route = _Route(entry, folders, known)
-                    # the versions before may leave memory
-                    self._prepared &= {each.entry.key for each in self._routes.values()}
+                    if current is not None:
+                        self._leave(current.key)
                     if first is not None:  # a better one is tried again
                         asyncio.get_running_loop().call_later(RETRY_S, _doubt, route)
                     return entry
@@ -211,6 +211,11 @@ class Routes:
         if reference is None:
             return [ModelVersion(name, number) for number in reversed(repository.versions(name))]
         return [repository.find(text)]
+
+    def _leave(self, key: ModelKey) -> None:
+        """Take a version that no name stands for any more as one to be loaded: it may leave memory."""
+        if all(route.entry.key != key for route in self._routes.values()):
+            self._prepared.discard(key)
 
     def _failure(self, version: ModelVersion) -> MlaasError | None:
         failure = self._failed.get(version)

@@ -31,7 +31,7 @@ class Group:
         """Join the workers of the Ray Train run that this process works for; all of them must call it.
 
         Ray's TorchTrainer does the same, but imports PyTorch in the driver, in Ray Train's controller and in
-        a worker that is alone, too: 2 CPU seconds in each.
+        a worker that is alone, too: some 2 CPU seconds in each.
 
         Args:
             collective: What ``torch.distributed`` speaks: ``gloo`` or ``nccl``.

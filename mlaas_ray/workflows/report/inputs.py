@@ -92,7 +92,7 @@ def _shapes(
     top.set_ylim(0, 1.3 * max(float(np.nanmax(shares, initial=1e-6)) for shares, _ in shapes))
     for axes in (top, bottom):
         axes.tick_params(labelsize=8)
-        axes.minorticks_off()  # half of the time that the page takes
+        axes.minorticks_off()  # they took half of the time of this picture
     if legend:
         top.legend(fontsize=8, ncols=1 + (len(labels) > 3))
 
